@@ -1,0 +1,41 @@
+"""How the command-line programs start and fail: absl flags, and one sentence for what the user can put right."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import absl.logging
+from absl import app
+
+from t6jax.errors import InputError
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs main(argv) behind absl's flags; an InputError, or a flag that does not parse, ends in one sentence."""
+    # XLA's and Orbax's notes on their own inner workings; what goes wrong still shows
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    app.run(lambda argv: _without_traceback(lambda: main(argv)), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:  # from config files and their overrides
+        message = str(e.args[0] if e.args else e).strip().splitlines()
+        _fail(f"in the config or its overrides: {' '.join(message)}")
+    if len(rest) > 1:
+        _fail(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
+    return rest
+
+
+def _without_traceback(call: Callable[[], int | None]) -> int | None:
+    try:
+        return call()
+    except InputError as e:
+        _fail(str(e))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

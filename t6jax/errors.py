@@ -1,0 +1,8 @@
+"""The error for what a user can put right."""
+
+
+class InputError(ValueError):
+    """Wrong input (a file, a flag, an argument); the message is one sentence that names it and says what to do.
+
+    The command-line programs print it without a traceback.
+    """

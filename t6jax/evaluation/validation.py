@@ -1,0 +1,94 @@
+"""Validation loss, and what to hold it against."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from t6jax.data.shards import find_shards, open_shard
+from t6jax.model import T6
+from t6jax.ops.cross_entropy import cross_entropy
+
+# a table of V x V counts is kept for vocabularies up to this size
+LARGEST_BIGRAM_VOCABULARY = 2048
+LARGEST_COUNTED_SAMPLE = 10**8
+
+
+def make_loss_sums(graph: nnx.GraphDef[T6]) -> Callable:
+    """(params, windows [B, T + 1], mask [B]) -> (nats of all unmasked tokens, how many), compiled once a shape."""
+
+    @jax.jit
+    def loss_sums(params, windows, mask):
+        model = nnx.merge(graph, params)
+        nats = cross_entropy(model(windows[:, :-1]), windows[:, 1:])
+        return jnp.sum(nats * mask[:, None]), jnp.sum(mask) * nats.shape[1]
+
+    return loss_sums
+
+
+def validation_loss(loss_sums: Callable, params, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean loss in nats a token over the batches."""
+    nats = tokens = 0.0
+    for windows, mask in batches:
+        batch_nats, batch_tokens = loss_sums(params, windows, mask)
+        nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
+    return nats / tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropies:
+    """Cross-entropy, nats a token, of the validation text under the training text's counts; None: not computed."""
+
+    order_0: float
+    bigram: float | None
+
+
+def entropies(folder: pathlib.Path, vocab_size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Entropies:
+    """The entropies of the targets of these validation batches, each token given nothing, or given the one before it.
+
+    Counts come from the first 10^8 training tokens. One count is spread evenly over the vocabulary for tokens never seen;
+    a bigram's prediction is its counts plus one count spread as order 0 predicts.
+    """
+    single, pairs = _counts(folder, vocab_size)
+    order_0 = (single + 1 / vocab_size) / (single.sum() + 1)
+    nats_0 = nats_2 = tokens = 0.0
+    for windows, mask in batches:
+        windows = windows[mask > 0]
+        before, after = windows[:, :-1].ravel(), windows[:, 1:].ravel()
+        nats_0 -= float(np.log(order_0[after]).sum())
+        tokens += len(after)
+        if pairs is not None:
+            nats_2 -= float(np.log((pairs[before, after] + order_0[after]) / (pairs.sum(1)[before] + 1)).sum())
+    return Entropies(nats_0 / tokens, None if pairs is None else nats_2 / tokens)
+
+
+def _counts(folder: pathlib.Path, vocab_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    single = np.zeros(vocab_size)
+    pairs = np.zeros((vocab_size, vocab_size)) if vocab_size <= LARGEST_BIGRAM_VOCABULARY else None
+    left = LARGEST_COUNTED_SAMPLE
+    for path in find_shards(folder, "train"):
+        tokens = open_shard(path)[:left]
+        left -= len(tokens)
+        for start in range(0, len(tokens), 2**22):
+            chunk = tokens[start : start + 2**22 + 1].astype(np.int64)
+            single += np.bincount(chunk[: 2**22], minlength=vocab_size)
+            if pairs is not None:
+                flat = np.bincount(chunk[:-1] * vocab_size + chunk[1:], minlength=vocab_size**2)
+                pairs += flat.reshape(vocab_size, vocab_size)
+    return single, pairs
+
+
+def report(loss: float, baseline: Entropies, bytes_per_token: float | None) -> str:
+    """A table of the loss beside the entropies: nats a token and, where known, bits a byte."""
+    rows = [("order-0 entropy", baseline.order_0), ("bigram entropy", baseline.bigram), ("model", loss)]
+    lines = [f"{'validation text':<18}{'nats/token':>12}{'bits/byte':>12}{'perplexity':>12}"]
+    for name, nats in rows:
+        if nats is not None:
+            bits = "-" if bytes_per_token is None else f"{nats / math.log(2) / bytes_per_token:.4f}"
+            lines.append(f"{name:<18}{nats:>12.4f}{bits:>12}{math.exp(min(nats, 700)):>12.2f}")
+    return "\n".join(lines)

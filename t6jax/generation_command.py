@@ -1,0 +1,33 @@
+"""What generate.py calls."""
+
+import codecs
+import sys
+
+from t6jax.data.tokenizers import get_tokenizer
+from t6jax.errors import InputError
+from t6jax.generation import stream
+from t6jax.runs import load, locate, read_config
+
+
+def generate_command(ckpt: str, prompt: str | None, max_new_tokens: int, **sampling) -> int:
+    """Prints the prompt and, as it is made, its continuation; returns the exit code."""
+    workdir, _ = locate(ckpt)
+    tokenizer = get_tokenizer(read_config(workdir)["data"]["tokenizer"])
+    if prompt is None:
+        prompt = sys.stdin.read()
+    model, config = load(ckpt)
+    tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode()).tolist()]
+    if len(tokens) >= config.context_length:
+        raise InputError(
+            f"the prompt has {len(tokens)} tokens, which leaves no room in the model's context_length={config.context_length}: "
+            "shorten it"
+        )
+    max_new_tokens = min(max_new_tokens, config.context_length - len(tokens))
+    # a token may end inside a character
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    print(prompt, end="", flush=True)
+    options = sampling | {"stop_tokens": (tokenizer.document_start,), "vocab_size": tokenizer.vocab_size}
+    for (new,) in stream(model, [tokens], max_new_tokens, **options):
+        print(text.decode(tokenizer.decode(new)), end="", flush=True)
+    print(text.decode(b"", final=True))
+    return 0

@@ -1,0 +1,42 @@
+"""The parts of a T6 block that are not attention: parameters with named axes, RMSNorm, SwiGLU (section 3.5)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+# RMSNorm's epsilon in the published code: the machine epsilon of the float32 that it is computed in
+FLOAT32_EPSILON = float(jnp.finfo(jnp.float32).eps)
+
+
+def parameter(value: Array, *axes: str | None) -> nnx.Param:
+    """A parameter whose axes carry names; the config's sharding rules map these names to mesh axes."""
+    if len(axes) != value.ndim:
+        raise ValueError(f"{len(axes)} axis names for a parameter of shape {value.shape}")
+    return nnx.Param(value, axes=axes)
+
+
+def uniform(key: Array, bound: float, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """U(-bound, bound)."""
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def rms_norm(x: Float[Array, "*batch D"], epsilon: float = FLOAT32_EPSILON) -> Float[Array, "*batch D"]:
+    """x over the root of its mean square along the last axis, without parameters; in float32, returned in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """[silu(x W_1) * (x W_2)] W_3 (section 3.5). W_3 starts at zero, as in the published code."""
+
+    def __init__(self, d_model: int, width: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        bound = d_model**-0.5
+        self.w_1 = parameter(uniform(rngs.params(), bound, (d_model, width), param_dtype), "d_model", "mlp")
+        self.w_2 = parameter(uniform(rngs.params(), bound, (d_model, width), param_dtype), "d_model", "mlp")
+        self.w_3 = parameter(jnp.zeros((width, d_model), param_dtype), "mlp", "d_model")
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
+        w_1, w_2, w_3 = (w[...].astype(self.dtype) for w in (self.w_1, self.w_2, self.w_3))
+        return (jax.nn.silu(x @ w_1) * (x @ w_2)) @ w_3

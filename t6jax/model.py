@@ -1,0 +1,151 @@
+"""The T6 transformer (section 3.5): embedding, L blocks stacked and scanned, tied head."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from t6jax.attention import Cache
+from t6jax.config import ModelConfig
+from t6jax.layers import SwiGLU, parameter, rms_norm, uniform
+from t6jax.ops.rope import RoPE
+
+
+class Block(nnx.Module):
+    """x <- x + Attention(RMSNorm(x)); x <- x + SwiGLU(RMSNorm(x))."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        rope = RoPE(config.rope_base, config.rope_table_dtype)
+        self.attention = config.attention.build(config.d_model, rope=rope, rngs=rngs, **dtypes)
+        self.mlp = SwiGLU(config.d_model, config.mlp_width, rngs=rngs, **dtypes)
+
+    def __call__(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T d_model"], Any]:
+        """The block over whole sequences, and the tokens' cache entries."""
+        update, entry = self.attention(rms_norm(x), positions, segment_ids)
+        x = x + update
+        return x + self.mlp(rms_norm(x)), entry
+
+    def extend(
+        self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]
+    ) -> tuple[Float[Array, "B N d_model"], Cache]:
+        """The block for N new tokens against the cache."""
+        update, cache = self.attention.extend(rms_norm(x), cache, lengths)
+        x = x + update
+        return x + self.mlp(rms_norm(x)), cache
+
+
+REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+class T6(nnx.Module):
+    """model(tokens [B, T]) -> logits [B, T, V], float32.
+
+    The parameters of the blocks are stacked along a leading layer axis, so that compile time does not grow with depth;
+    `unstacked` gives the form that decodes fastest.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        shape = (config.vocab_size, config.d_model)
+        embedding = uniform(rngs.params(), config.d_model**-0.5, shape, config.param_dtype)
+        self.embedding = parameter(embedding, "vocab", "d_model")
+        make = nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))
+        self.blocks = make(jax.random.split(rngs.params(), config.num_layers))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of the token that follows each token.
+
+        positions: of the tokens, default 0, 1, ... segment_ids: attention stays inside each segment.
+        """
+        x, _ = self._forward(tokens, positions, segment_ids)
+        return self._head(x)
+
+    def empty_caches(self, batch: int, max_length: int) -> tuple[Cache, ...]:
+        """One cache a layer, with room for max_length tokens of each of batch sequences."""
+        return tuple(block.attention.empty_cache(batch, max_length) for block in self._layers())
+
+    def prefill(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], caches: tuple[Cache, ...]
+    ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+        """Runs the prompts, padded on the right to T, into empty caches.
+
+        lengths: valid tokens of each prompt, at least 1. Returns the logits behind each prompt's last token, and the caches.
+        """
+        x, entries = self._forward(tokens, None, None)
+        starts = jnp.zeros_like(lengths)
+        caches = tuple(cache.append(entry, starts) for cache, entry in zip(caches, entries, strict=True))
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return self._head(last)[:, 0], caches
+
+    def extend(
+        self, tokens: Int[Array, "B N"], lengths: Int[Array, "B"], caches: tuple[Cache, ...]
+    ) -> tuple[Float[Array, "B N V"], tuple[Cache, ...]]:
+        """Runs N new tokens of each sequence against the caches; lengths include the new tokens."""
+        x, extended = self._embed(tokens), []
+        for block, cache in zip(self._layers(), caches, strict=True):
+            x, cache = block.extend(x, cache, lengths)
+            extended.append(cache)
+        return self._head(x), tuple(extended)
+
+    def unstacked(self) -> "T6":
+        """The same model for decoding: a module a layer, parameters in the computation's dtype.
+
+        A decode step reads every parameter once: half-precision halves that, and slices of stacked arrays would be copied.
+        """
+        cast = lambda x: x.astype(self.config.dtype)
+        model = nnx.merge(*nnx.split(self))
+        model.blocks = nnx.List(self._layers())
+        graph, state = nnx.split(model)
+        return nnx.merge(graph, jax.tree.map(cast, state))
+
+    def _layers(self) -> list[Block]:
+        if isinstance(self.blocks, nnx.List):
+            return list(self.blocks)
+        graph, state = nnx.split(self.blocks)
+        layer = lambda i: nnx.merge(graph, jax.tree.map(lambda p: p[i], state))
+        return [layer(i) for i in range(self.config.num_layers)]
+
+    def _forward(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T d_model"], list[Any]]:
+        """Hidden states behind the last block, and the cache entries of each layer."""
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = self._embed(tokens)
+        if isinstance(self.blocks, nnx.List):
+            entries = []
+            for block in self.blocks:
+                x, entry = block(x, positions, segment_ids)
+                entries.append(entry)
+            return x, entries
+
+        graph, state = nnx.split(self.blocks)
+        run = lambda x, layer: nnx.merge(graph, layer)(x, positions, segment_ids)
+        if self.config.remat != "none":
+            # inside a scan XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
+        x, stacked = jax.lax.scan(run, x, state)
+        return x, [jax.tree.map(lambda e: e[i], stacked) for i in range(self.config.num_layers)]
+
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
+        return self.embedding[...].astype(self.config.dtype)[tokens]
+
+    def _head(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
+        table = self.embedding[...].astype(self.config.dtype)
+        return jnp.einsum("btd,vd->btv", rms_norm(x), table, preferred_element_type=jnp.float32)
+
+
+def abstract(config: ModelConfig) -> T6:
+    """The model with shapes in place of arrays: nothing is computed or allocated."""
+    return nnx.eval_shape(lambda: T6(config, rngs=nnx.Rngs(0)))

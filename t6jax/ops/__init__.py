@@ -1,0 +1,1 @@
+"""Pure functions on arrays: the mathematics of each mechanism in plain JAX, and the choice of implementation."""

@@ -1,0 +1,94 @@
+"""`t6jax.decode`: attention of new tokens over a TPA cache, by the fastest implementation that supports the call."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from t6jax.errors import InputError
+from t6jax.ops import decode_xla
+from t6jax.ops.tpa_cache import TPACache, TPAQuery
+
+# by preference; each raises NotImplementedError for the calls that it does not take
+IMPLEMENTATIONS: dict[str, Callable] = {"xla": decode_xla.decode}
+PLANNED = ("mosaic_gpu", "triton")
+
+
+def decode(
+    query: TPAQuery | Float[Array, "B N H D"],
+    cache: TPACache,
+    lengths: Int[Array, "B"] | None = None,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+    return_lse: bool = False,
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H"]]:
+    """Attends with N new tokens of each sequence over its cached factors (Algorithm 1, any ranks R_Q, R_K, R_V).
+
+    query: TPAQuery(a [B, N, R_Q, H], b [B, N, R_Q, D]), or a dense array [B, N, H, D] (TPA-KVonly); RoPE already applied.
+    cache: a TPACache of M tokens for each of B sequences, the new tokens' own entries already appended.
+    lengths: int32 [B], valid tokens of each sequence, the N new ones included; default all M. New token n sees the first
+        lengths - N + 1 + n; one that sees none gets zeros. May change from call to call without a recompile.
+    scale: of the softmax, default 1/sqrt(D). The 1/R factors of eq. 3.1 are always applied.
+    implementation: "mosaic_gpu", "triton" or "xla"; default the fastest that supports this call on this device.
+    return_lse: also return the float32 log-sum-exp of each token's and head's scaled scores, [B, N, H].
+
+    Returns [B, N, H, E] in the query's dtype.
+
+    Raises InputError (a ValueError) where shapes disagree or a length exceeds the cache (inside jit, where a length cannot
+    be looked at, that sequence's result is NaN), NotImplementedError where a named implementation cannot serve the call.
+    """
+    lengths = _check(query, cache, lengths)
+    features, dtype = (query.b, query.b.dtype) if isinstance(query, TPAQuery) else (query, query.dtype)
+    scale = features.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = _choose(implementation)(query, cache, lengths, scale)
+    out = out.astype(dtype)
+    return (out, lse) if return_lse else out
+
+
+def _choose(name: str | None) -> Callable:
+    if name is None:
+        return next(iter(IMPLEMENTATIONS.values()))
+    if name in PLANNED:
+        raise NotImplementedError(f"implementation={name!r} is not in this version of t6jax; take 'xla' or None")
+    if name not in IMPLEMENTATIONS:
+        raise InputError(
+            f"implementation={name!r} is unknown; take one of {', '.join(map(repr, IMPLEMENTATIONS))} or None"
+        )
+    return IMPLEMENTATIONS[name]
+
+
+def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> Array:
+    if not isinstance(cache, TPACache):
+        raise InputError(f"cache must be a TPACache (TPACache.from_factors makes one), got {type(cache).__name__}")
+    a_k, b_k, _, _ = cache.factors()
+    batch, max_length, _, heads = a_k.shape
+    if isinstance(query, TPAQuery):
+        for name, array, last in (("query.a", query.a, heads), ("query.b", query.b, b_k.shape[-1])):
+            if array.ndim != 4 or (array.shape[0], array.shape[3]) != (batch, last):
+                raise InputError(f"{name} has shape {array.shape}, but the cache asks for [{batch}, N, R_Q, {last}]")
+        if query.a.shape[:3] != query.b.shape[:3]:
+            raise InputError(
+                f"query.a {query.a.shape} and query.b {query.b.shape} disagree on batch, new tokens or rank"
+            )
+        new_tokens = query.a.shape[1]
+    else:
+        if query.ndim != 4 or query.shape[0] != batch or query.shape[2:] != (heads, b_k.shape[-1]):
+            raise InputError(
+                f"query has shape {query.shape}, but the cache asks for [{batch}, N, {heads}, {b_k.shape[-1]}]"
+            )
+        new_tokens = query.shape[1]
+    if new_tokens < 1:
+        raise InputError("query holds no new token: its second axis must be at least 1")
+    if lengths is None:
+        return jnp.full((batch,), max_length, jnp.int32)
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InputError(f"lengths must be integers of shape [{batch}], got {lengths.dtype}{list(lengths.shape)}")
+    if not isinstance(lengths, jax.core.Tracer):
+        values = np.asarray(lengths)
+        if values.size and not 0 <= values.min() <= values.max() <= max_length:
+            raise InputError(f"lengths must lie between 0 and the cache's {max_length} tokens, got {values.tolist()}")
+    return lengths.astype(jnp.int32)

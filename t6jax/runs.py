@@ -1,0 +1,110 @@
+"""A run's directory: config.json, data/ (shards prepared for it), checkpoints/<step>/, metrics.jsonl, tensorboard/."""
+
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from t6jax.config import ModelConfig
+from t6jax.errors import InputError
+from t6jax.model import T6, abstract
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+# the items of a checkpoint; evaluation and generation read the parameters alone
+PARAMETERS, TRAINING, BATCHES = "parameters", "training", "batches"
+
+
+def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json, beside it first, then renamed."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = workdir / (CONFIG + ".partial")
+    partial.write_text(json.dumps(config, indent=2) + "\n")
+    partial.rename(workdir / CONFIG)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a run. Raises InputError where the directory or its config is missing or broken."""
+    path = workdir / CONFIG
+    if not workdir.is_dir():
+        raise InputError(f"{workdir}: there is no such run directory")
+    if not path.exists():
+        raise InputError(f"{workdir} is no run directory: it has no {CONFIG}; name the --workdir of a training run")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as e:
+        raise InputError(f"{path} is not valid JSON: {e}") from e
+
+
+def data_folder(workdir: pathlib.Path, data: Mapping[str, Any]) -> pathlib.Path:
+    """Where a run's shards are: data.path, or the folder in the run's directory where data.source was prepared."""
+    return pathlib.Path(data["path"]) if data["path"] else workdir / "data"
+
+
+def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
+    """(run's directory, its steps to try, newest first) for a run's directory or one step's.
+
+    Raises InputError where there is no checkpoint.
+    """
+    path = pathlib.Path(ckpt)
+    if path.parent.name == CHECKPOINTS and path.name.isdigit():
+        if not path.is_dir():
+            raise InputError(f"{path}: there is no such checkpoint")
+        return path.parent.parent, [int(path.name)]
+    if not path.exists():
+        raise InputError(f"{path}: there is no such run directory or checkpoint")
+    read_config(path)
+    steps = checkpoint_steps(path)
+    if not steps:
+        raise InputError(f"{path} has no checkpoint yet: nothing in {path / CHECKPOINTS}")
+    return path, steps
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps with a finished checkpoint, newest first."""
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    # Orbax writes a step under a temporary name, which is no number, and renames it when it is whole
+    return sorted((int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def restore_newest[T](workdir: pathlib.Path, steps: list[int], restore: Callable[[int], T]) -> tuple[int, T]:
+    """(step, restore(step)) of the newest step that can be read; a warning names each that cannot.
+
+    Raises InputError where none can.
+    """
+    for step in steps:
+        path = workdir / CHECKPOINTS / str(step)
+        try:
+            return step, restore(step)
+        except Exception as e:  # whatever Orbax and TensorStore raise for damaged files: no one class covers it
+            reason = f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"
+            warnings.warn(f"checkpoint {path} cannot be read and is passed over ({reason})", stacklevel=2)
+    raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")
+
+
+def load(ckpt_dir: str | pathlib.Path) -> tuple[T6, ModelConfig]:
+    """The model and its config from a run's directory (its newest readable checkpoint) or one step's.
+
+    Raises InputError where there is none.
+    """
+    workdir, steps = locate(ckpt_dir)
+    config = ModelConfig.from_dict(read_config(workdir)["model"])
+    graph, state = nnx.split(abstract(config))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+    target = jax.tree.map(place, nnx.to_pure_dict(state))
+
+    def restore(step: int) -> dict:
+        path = (workdir / CHECKPOINTS / str(step) / PARAMETERS).absolute()
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, target)
+
+    _, params = restore_newest(workdir, steps, restore)
+    return nnx.merge(graph, params), config

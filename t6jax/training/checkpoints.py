@@ -1,0 +1,72 @@
+"""Saving and resuming a training run, by Orbax."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import orbax.checkpoint as ocp
+
+from t6jax.runs import BATCHES, CHECKPOINTS, PARAMETERS, TRAINING, checkpoint_steps, restore_newest
+from t6jax.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run: parameters, optimizer state, step, random state and the batches' iterator.
+
+    Saved asynchronously, under a temporary name until whole; the newest `keep` are kept.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        self._workdir = workdir
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
+
+    def save(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> None:
+        """Saves the state behind `step` steps, unless that is there already; returns before it is written."""
+        if step in checkpoint_steps(self._workdir):
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    PARAMETERS: ocp.args.StandardSave(state.params),
+                    TRAINING: ocp.args.StandardSave(_rest(state)),
+                    BATCHES: grain.checkpoint.CheckpointSave(batches),
+                }
+            ),
+        )
+
+    def restore_newest(self, abstract: TrainState, batches: grain.DatasetIterator) -> tuple[int, TrainState] | None:
+        """(step, state) of the newest checkpoint that can be read, the iterator set to it; None where there is none.
+
+        A newer one that cannot be read is named in a warning and set aside as checkpoints/<step>.unreadable.
+        """
+        steps = checkpoint_steps(self._workdir)
+        if not steps:
+            return None
+
+        def restore(step: int) -> TrainState:
+            args = {
+                PARAMETERS: ocp.args.StandardRestore(abstract.params),
+                TRAINING: ocp.args.StandardRestore(_rest(abstract)),
+                BATCHES: grain.checkpoint.CheckpointRestore(batches),
+            }
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            return TrainState(params=restored[PARAMETERS], **restored[TRAINING])
+
+        found, state = restore_newest(self._workdir, steps, restore)
+        folder = self._workdir / CHECKPOINTS
+        for step in steps[: steps.index(found)]:
+            (folder / str(step)).rename(folder / f"{step}.unreadable")
+        self._manager.reload()
+        return found, state
+
+    def close(self) -> None:
+        """Waits until everything saved is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _rest(state: TrainState) -> Mapping[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}

@@ -1,0 +1,204 @@
+"""The training run: prepare or find the data, resume, step, validate, save, report."""
+
+import contextlib
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from t6jax.config import ModelConfig
+from t6jax.data.batches import training_batches, validation_batches
+from t6jax.data.prepare import check_data, prepare
+from t6jax.errors import InputError
+from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
+from t6jax.runs import CONFIG, data_folder, read_config, write_config
+from t6jax.training.checkpoints import Checkpoints
+from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
+from t6jax.training.optimizer import learning_rate
+from t6jax.training.settings import check, differences
+from t6jax.training.sharding import make_mesh
+from t6jax.training.step import Trainer, TrainState
+
+
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> float | None:
+    """Trains to config["steps"] in workdir, going on from the newest checkpoint there.
+
+    Returns the final validation loss in nats a token; None where SIGTERM or SIGINT stopped the run, which saves first.
+    Raises InputError for what the user can put right.
+    """
+    workdir = pathlib.Path(workdir)
+    model_config = check(config)
+    mesh = make_mesh(config["mesh"])
+    folder, manifest = _data(config, model_config, workdir)
+    if (workdir / CONFIG).exists():
+        _refuse_another_config(config, workdir)
+    write_config(workdir, config)
+
+    trainer = Trainer(config, model_config, mesh)
+    windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
+    batches = training_batches(
+        folder,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        num_workers=config["data"]["num_workers"],
+        **windows,
+    )
+    validation_set = lambda: validation_batches(
+        folder,
+        batch_size=config["validation"]["batch_size"],
+        max_batches=config["validation"]["batches"],
+        **windows,
+    )
+    checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"])
+    restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
+    start, state = restored or (0, trainer.create(jax.random.key(config["seed"])))
+    loss_sums = make_loss_sums(trainer.graph)
+    run = _Run(config, model_config, trainer, checkpoints, MetricsLog(workdir, start, config["log"]["tensorboard"]))
+    _say(f"{model_config.parameter_count:,} parameters; data in {folder}; run in {workdir}")
+    if restored:
+        _say(f"resumed from step {start}")
+
+    validate = lambda params: validation_loss(loss_sums, params, validation_set())
+    state, stopped = run.steps(start, state, batches, validate)
+    checkpoints.close()
+    run.log.close()
+    if stopped:
+        _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
+        return None
+
+    loss = validate(state.params)
+    bytes_per_token = manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
+    _say(report(loss, entropies(folder, model_config.vocab_size, validation_set()), bytes_per_token))
+    return loss
+
+
+class _Run:
+    """The loop over steps, with what it reports to."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        model_config: ModelConfig,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+    ):
+        self._config, self._trainer, self._checkpoints, self.log = config, trainer, checkpoints, log
+        self._schedule = learning_rate(config["optimizer"])
+        self._tokens_per_step = config["batch_size"] * model_config.context_length
+        self._flops_per_token = flops_per_token(model_config, model_config.context_length)
+        self._peak = peak_flops()
+
+    def steps(
+        self, start: int, state: TrainState, batches: Iterator, validate: Callable
+    ) -> tuple[TrainState, signal.Signals | None]:
+        """Steps to the end, or to a signal, and saves there."""
+        config, total = self._config, self._config["steps"]
+        every = {name: config[name]["every_steps"] for name in ("log", "validation", "checkpoint")}
+        if start >= total:
+            _say(f"nothing left to train: {start} of {total} steps are done")
+            return state, None
+        step_fn = self._compile(state)
+        # Metrics are read one step late, so that the device always has its next step while the host looks at numbers.
+        pending: tuple[int, dict] | None = None
+        clock, counted = time.perf_counter(), start
+        with _signals() as caught:
+            for step in range(start + 1, total + 1):
+                batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, next(batches))
+                state, metrics = step_fn(state, batch)
+                if pending:
+                    clock, counted = self._report(*pending, clock, counted)
+                    pending = None
+                due = {name: step % n == 0 for name, n in every.items()} | {"end": step == total or bool(caught)}
+                if due["log"] or due["end"]:
+                    pending = (step, metrics)
+                if due["end"] or due["validation"] or due["checkpoint"]:
+                    if pending:
+                        clock, counted = self._report(*pending, clock, counted)
+                        pending = None
+                    paused = time.perf_counter()
+                    if due["validation"]:
+                        loss = validate(state.params)
+                        self.log.write(step, {"val_loss": loss})
+                        _say(f"step {step}/{total}  validation loss {loss:.4f}")
+                    if due["checkpoint"] or due["end"]:
+                        self._checkpoints.save(step, state, batches)
+                    clock += time.perf_counter() - paused
+                if caught:
+                    return state, caught[0]
+        return state, None
+
+    def _compile(self, state: TrainState) -> Callable:
+        began = time.perf_counter()
+        rows, length = self._config["batch_size"], self._tokens_per_step // self._config["batch_size"]
+        batch = jax.ShapeDtypeStruct((rows, length + 1), "int32", sharding=self._trainer.batch_sharding)
+        compiled = self._trainer.step.lower(state, batch).compile()
+        _say(f"compiled the training step in {duration(time.perf_counter() - began)}")
+        return compiled
+
+    def _report(self, step: int, metrics: Mapping, clock: float, counted: int) -> tuple[float, int]:
+        values = {name: float(value) for name, value in metrics.items()}  # waits for that step
+        now = time.perf_counter()
+        rate = (step - counted) / max(now - clock, 1e-9)
+        values["learning_rate"] = float(self._schedule(step - 1))
+        values["tokens_per_second"] = rate * self._tokens_per_step
+        if self._peak:
+            values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
+        self.log.write(step, values)
+        total = self._config["steps"]
+        _say(progress_line(step, total, values, (total - step) / rate))
+        return now, step
+
+
+def _data(
+    config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path
+) -> tuple[pathlib.Path, dict | None]:
+    """The folder of the run's shards, prepared from data.source where that is asked for, and its manifest."""
+    data = config["data"]
+    folder = data_folder(workdir, data)
+    if not folder.is_dir():
+        if not data["source"]:
+            raise InputError(
+                f"there is no data in {folder}: put token shards there (the .bin files of llm.c, modded-nanogpt or the "
+                "published T6 code), or give --config.data.path=FOLDER, or --config.data.path= --config.data.source=TEXTS"
+            )
+        _say(f"preparing {data['source']!r} in {folder}")
+        prepare(data["source"], folder, data["tokenizer"], data["validation_fraction"])
+    return folder, check_data(folder, data["tokenizer"], model_config.vocab_size)
+
+
+def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    changed = differences(read_config(workdir), config)
+    if changed:
+        listed = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
+        raise InputError(
+            f"{workdir} holds a run of another config ({listed}): give another --workdir, or the old values"
+        )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """The SIGTERM and SIGINT received inside, in place of their usual effect; a second one has it."""
+    caught: list[signal.Signals] = []
+    previous = {}
+
+    def note(number, frame):
+        caught.append(signal.Signals(number))
+        signal.signal(number, previous[number])
+        _say(f"{caught[-1].name}: saving after this step")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

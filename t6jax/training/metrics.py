@@ -1,0 +1,112 @@
+"""What a run reports: a progress line, metrics.jsonl and TensorBoard events; and the FLOPs that MFU is counted with."""
+
+import json
+import os
+import pathlib
+
+import jax
+from tensorboardX import SummaryWriter
+
+from t6jax.config import ModelConfig
+
+METRICS = "metrics.jsonl"
+
+# dense bfloat16 FLOP/s of a device by its maker's data sheet; the first name that the device's kind contains
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Of all devices together; None where the device's peak is not known."""
+    kind = jax.devices()[0].device_kind
+    return next((peak * jax.device_count() for name, peak in PEAK_FLOPS.items() if name in kind), None)
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Of a forward and a backward pass: 6 a parameter (the tied embedding counted once, as the head) and attention.
+
+    Attention counts Q K^T and P V of the tokens that are seen, length / 2 on average: 2 products x 2 FLOP x 3 passes.
+    """
+    attention = config.num_layers * config.attention.num_heads * config.attention.head_dim * 12 * length / 2
+    return 6 * config.parameter_count + attention
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and TensorBoard events. Only the first process writes.
+
+    step: where the run goes on; what an interrupted run logged of later steps is dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool):
+        self._file = self._events = None
+        if jax.process_index() != 0:
+            return
+        path = workdir / METRICS
+        _drop_later(path, step)
+        self._file = path.open("a")
+        if tensorboard:
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Logs values under a step."""
+        if self._file is None:
+            return
+        # one write a line: a killed run leaves at most one broken line, at the end
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _drop_later(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # the line that a kill cut short
+            pass
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as f:
+        f.writelines(kept)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.rename(path)
+
+
+def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:
+    """One line for people."""
+    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {values['train_loss']:.4f}"]
+    parts += [f"lr {values['learning_rate']:.2e}", f"{values['tokens_per_second']:,.0f} tokens/s"]
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    return "  ".join([*parts, f"{duration(seconds_left)} left"])
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 42s, 3m07s, 5h20m, 2d04h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
