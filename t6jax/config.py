@@ -75,9 +75,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of from_dict: plain values only, fit for JSON."""
-        return dataclasses.asdict(self) | {
-            "attention": {"name": self.attention.name} | dataclasses.asdict(self.attention)
-        }
+        return dataclasses.asdict(self) | {"attention": {"name": self.attention.name} | dataclasses.asdict(self.attention)}
 
     @property
     def parameter_count(self) -> int:

@@ -113,8 +113,7 @@ class T6(nnx.Module):
         if isinstance(self.blocks, nnx.List):
             return list(self.blocks)
         graph, state = nnx.split(self.blocks)
-        layer = lambda i: nnx.merge(graph, jax.tree.map(lambda p: p[i], state))
-        return [layer(i) for i in range(self.config.num_layers)]
+        return [nnx.merge(graph, _layer(state, i)) for i in range(self.config.num_layers)]
 
     def _forward(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None
@@ -136,7 +135,7 @@ class T6(nnx.Module):
             # inside a scan XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
             run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         x, stacked = jax.lax.scan(run, x, state)
-        return x, [jax.tree.map(lambda e: e[i], stacked) for i in range(self.config.num_layers)]
+        return x, [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
         return self.embedding[...].astype(self.config.dtype)[tokens]
@@ -144,6 +143,10 @@ class T6(nnx.Module):
     def _head(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
         table = self.embedding[...].astype(self.config.dtype)
         return jnp.einsum("btd,vd->btv", rms_norm(x), table, preferred_element_type=jnp.float32)
+
+
+def _layer(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], stacked)
 
 
 def abstract(config: ModelConfig) -> T6:

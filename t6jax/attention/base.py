@@ -9,8 +9,10 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
-from t6jax.layers import parameter
+from t6jax.layers import parameter, rms_norm
 from t6jax.ops.rope import RoPE
+
+HEAD_NORM_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +20,19 @@ class AttentionConfig(abc.ABC):
     """What every mechanism's settings have in common; a mechanism's own file adds its ranks and the like.
 
     num_heads: h. head_dim: d_h, even for RoPE's sake.
+    head_norm: RMSNorm with weights over each head's output, epsilon 1e-5 (the published code's using_groupnorm).
     """
 
     name: ClassVar[str]
 
     num_heads: int
     head_dim: int
+    head_norm: bool = False
 
     def __post_init__(self):
         self.require_positive("num_heads", "head_dim")
         if self.head_dim % 2:
-            raise InputError(
-                f"attention.head_dim must be even, since RoPE rotates pairs of features; got {self.head_dim}"
-            )
+            raise InputError(f"attention.head_dim must be even, since RoPE rotates pairs of features; got {self.head_dim}")
 
     def require_positive(self, *keys: str) -> None:
         for key in keys:
@@ -45,12 +47,10 @@ class AttentionConfig(abc.ABC):
 
     @abc.abstractmethod
     def parameter_count(self, d_model: int) -> int:
-        """Parameters of one attention layer (Table 1)."""
+        """Parameters of one attention layer (Table 1), head_norm's included."""
 
     @abc.abstractmethod
-    def build(
-        self, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> "Attention":
+    def build(self, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> "Attention":
         """The mechanism's module."""
 
 
@@ -75,6 +75,8 @@ class Attention(nnx.Module):
         # W^O of eq. 3.3, starting at zero as in the published code
         shape = (config.num_heads, config.head_dim, d_model)
         self.w_o = parameter(jnp.zeros(shape, param_dtype), "heads", "head_dim", "d_model")
+        if config.head_norm:
+            self.head_norm = parameter(jnp.ones((config.head_dim,), param_dtype), "head_dim")
 
     def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Any, Any]:
         """Hidden states to (query, entry), RoPE for the given positions already applied."""
@@ -93,7 +95,9 @@ class Attention(nnx.Module):
         raise NotImplementedError
 
     def output(self, heads: Float[Array, "B T H E"]) -> Float[Array, "B T d_model"]:
-        """Concat(head_1, ..., head_h) W^O (eq. 3.3)."""
+        """Concat(head_1, ..., head_h) W^O (eq. 3.3), the heads normed first where the config says so."""
+        if self.config.head_norm:
+            heads = rms_norm(heads, HEAD_NORM_EPSILON) * self.head_norm[...].astype(self.dtype)
         return jnp.einsum("bthe,hed->btd", heads, self.w_o[...].astype(self.dtype))
 
     def __call__(

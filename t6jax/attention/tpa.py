@@ -49,7 +49,7 @@ class TPAConfig(AttentionConfig):
 
     def parameter_count(self, d_model: int) -> int:
         factors = (self.rank_q + self.rank_k + self.rank_v) * (self.num_heads + self.head_dim)
-        return d_model * (factors + self.num_heads * self.head_dim)
+        return d_model * (factors + self.num_heads * self.head_dim) + self.head_norm * self.head_dim
 
     def build(self, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> "TPA":
         return TPA(self, d_model, rope=rope, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -85,9 +85,7 @@ class TPA(Attention):
         b_k = self.rope(factor(self.w_b_k), positions)  # eq. 3.5: rotated once, before it is cached
         return query, TPAEntry(factor(self.w_a_k), b_k, factor(self.w_a_v), factor(self.w_b_v))
 
-    def attend(
-        self, query: TPAQuery, entry: TPAEntry, segment_ids: Int[Array, "B T"] | None
-    ) -> Float[Array, "B T H D"]:
+    def attend(self, query: TPAQuery, entry: TPAEntry, segment_ids: Int[Array, "B T"] | None) -> Float[Array, "B T H D"]:
         q, k, v = combine(*query), combine(entry.a_k, entry.b_k), combine(entry.a_v, entry.b_v)
         return causal_attention(q, k, v, segment_ids=segment_ids)
 

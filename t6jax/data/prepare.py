@@ -41,9 +41,7 @@ def prepare(
         "document_start": tokenizer.document_start,
         "val": _write_split(validation, tokenizer, partial, "val", 0, shard_tokens),
     }
-    manifest["train"] = _write_split(
-        training, tokenizer, partial, "train", len(manifest["val"]["shards"]), shard_tokens
-    )
+    manifest["train"] = _write_split(training, tokenizer, partial, "train", len(manifest["val"]["shards"]), shard_tokens)
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     partial.rename(out)
     return manifest
@@ -70,13 +68,9 @@ def check_data(folder: pathlib.Path, tokenizer: str, vocab_size: int) -> dict | 
     manifest = read_manifest(folder)
     if manifest:
         if manifest["tokenizer"] != tokenizer:
-            raise InputError(
-                f"{folder} was tokenized by {manifest['tokenizer']!r}, but data.tokenizer is {tokenizer!r}"
-            )
+            raise InputError(f"{folder} was tokenized by {manifest['tokenizer']!r}, but data.tokenizer is {tokenizer!r}")
         if manifest["vocab_size"] > vocab_size:
-            raise InputError(
-                f"{folder} has a vocabulary of {manifest['vocab_size']}, larger than model.vocab_size={vocab_size}"
-            )
+            raise InputError(f"{folder} has a vocabulary of {manifest['vocab_size']}, larger than model.vocab_size={vocab_size}")
     return manifest
 
 

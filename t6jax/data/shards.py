@@ -55,9 +55,7 @@ def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The shards of a split ("train" or "val") in a folder, sorted. Raises InputError where there are none."""
     shards = sorted(p for p in folder.glob("*.bin") if ("val" in p.stem) == (split == "val"))
     if not shards:
-        raise InputError(
-            f"{folder} holds no {split} shard (*.bin with 'val' in the name for validation, others for training)"
-        )
+        raise InputError(f"{folder} holds no {split} shard (*.bin with 'val' in the name for validation, others for training)")
     return shards
 
 
@@ -73,9 +71,7 @@ class Windows:
         self._ends = np.cumsum(counts)
         self._open: dict[int, np.ndarray] = {}
         if not len(self):
-            raise InputError(
-                f"{paths[0].parent} holds too few tokens for one window of context_length + 1 = {length + 1}"
-            )
+            raise InputError(f"{paths[0].parent} holds too few tokens for one window of context_length + 1 = {length + 1}")
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -49,9 +49,7 @@ class GPT2Tokenizer:
         try:
             self._encoding = tiktoken.get_encoding("gpt2")
         except OSError as e:  # what every failure of its download is, connection or time-out
-            raise InputError(
-                f"tiktoken could not fetch GPT-2's ranks; connect once, or set TIKTOKEN_CACHE_DIR ({e})"
-            ) from e
+            raise InputError(f"tiktoken could not fetch GPT-2's ranks; connect once, or set TIKTOKEN_CACHE_DIR ({e})") from e
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.asarray(self._encoding.encode_ordinary(text.decode("utf-8", "replace")), np.int64)

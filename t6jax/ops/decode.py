@@ -54,9 +54,7 @@ def _choose(name: str | None) -> Callable:
     if name in PLANNED:
         raise NotImplementedError(f"implementation={name!r} is not in this version of t6jax; take 'xla' or None")
     if name not in IMPLEMENTATIONS:
-        raise InputError(
-            f"implementation={name!r} is unknown; take one of {', '.join(map(repr, IMPLEMENTATIONS))} or None"
-        )
+        raise InputError(f"implementation={name!r} is unknown; take one of {', '.join(map(repr, IMPLEMENTATIONS))} or None")
     return IMPLEMENTATIONS[name]
 
 
@@ -70,15 +68,11 @@ def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> A
             if array.ndim != 4 or (array.shape[0], array.shape[3]) != (batch, last):
                 raise InputError(f"{name} has shape {array.shape}, but the cache asks for [{batch}, N, R_Q, {last}]")
         if query.a.shape[:3] != query.b.shape[:3]:
-            raise InputError(
-                f"query.a {query.a.shape} and query.b {query.b.shape} disagree on batch, new tokens or rank"
-            )
+            raise InputError(f"query.a {query.a.shape} and query.b {query.b.shape} disagree on batch, new tokens or rank")
         new_tokens = query.a.shape[1]
     else:
         if query.ndim != 4 or query.shape[0] != batch or query.shape[2:] != (heads, b_k.shape[-1]):
-            raise InputError(
-                f"query has shape {query.shape}, but the cache asks for [{batch}, N, {heads}, {b_k.shape[-1]}]"
-            )
+            raise InputError(f"query has shape {query.shape}, but the cache asks for [{batch}, N, {heads}, {b_k.shape[-1]}]")
         new_tokens = query.shape[1]
     if new_tokens < 1:
         raise InputError("query holds no new token: its second axis must be at least 1")

@@ -100,9 +100,7 @@ def _check_factors(entry: TPAEntry) -> None:
         shape = _rank_4(name, array)
         if any(w is not None and w != got for w, got in zip(want, shape, strict=True)):
             wanted = ", ".join("any" if w is None else str(w) for w in want)
-            raise InputError(
-                f"{name} has shape {shape}, but a_k {entry.a_k.shape} and a_v {entry.a_v.shape} ask for ({wanted})"
-            )
+            raise InputError(f"{name} has shape {shape}, but a_k {entry.a_k.shape} and a_v {entry.a_v.shape} ask for ({wanted})")
     if len({x.dtype for x in entry}) > 1:
         raise InputError(
             f"the factors must share one dtype, got {', '.join(f'{n} {x.dtype}' for n, x in entry._asdict().items())}"

@@ -153,9 +153,7 @@ class _Run:
         return now, step
 
 
-def _data(
-    config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path
-) -> tuple[pathlib.Path, dict | None]:
+def _data(config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path) -> tuple[pathlib.Path, dict | None]:
     """The folder of the run's shards, prepared from data.source where that is asked for, and its manifest."""
     data = config["data"]
     folder = data_folder(workdir, data)
@@ -174,9 +172,7 @@ def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> 
     changed = differences(read_config(workdir), config)
     if changed:
         listed = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
-        raise InputError(
-            f"{workdir} holds a run of another config ({listed}): give another --workdir, or the old values"
-        )
+        raise InputError(f"{workdir} holds a run of another config ({listed}): give another --workdir, or the old values")
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from t6jax.evaluation.validation import entropies, make_loss_sums, report, valid
 from t6jax.runs import data_folder, load, locate, read_config
 
 
-def eval_command(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
-    """Prints the validation loss of a checkpoint beside the entropies of the same text; returns the exit code."""
+def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
+    """Prints the validation loss of a checkpoint beside the entropies of the same text."""
     workdir, _ = locate(ckpt)
     settings = read_config(workdir)["data"]
     folder = data_folder(workdir, settings) if data is None else pathlib.Path(data)

@@ -10,7 +10,7 @@ from absl import app
 from t6jax.errors import InputError
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(main: Callable[[list[str]], int]) -> None:
     """Runs main(argv) behind absl's flags; an InputError, or a flag that does not parse, ends in one sentence."""
     # XLA's and Orbax's notes on their own inner workings; what goes wrong still shows
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -21,21 +21,21 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:  # from config files and their overrides
-        message = str(e.args[0] if e.args else e).strip().splitlines()
-        _fail(f"in the config or its overrides: {' '.join(message)}")
+    except (AttributeError, KeyError, TypeError) as e:  # what ml_collections raises for a wrong key or type
+        text = str(e.args[0] if e.args else e).strip("'\"").replace("\\n", " ").replace("\\'", "'")
+        _fail(f"in the config or its overrides: {' '.join(text.split())}")
     if len(rest) > 1:
         _fail(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
     return rest
 
 
-def _without_traceback(call: Callable[[], int | None]) -> int | None:
+def _without_traceback(call: Callable[[], int]) -> int:
     try:
         return call()
     except InputError as e:
-        _fail(str(e))
+        return _fail(str(e))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

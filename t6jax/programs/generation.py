@@ -9,8 +9,8 @@ from t6jax.generation import stream
 from t6jax.runs import load, locate, read_config
 
 
-def generate_command(ckpt: str, prompt: str | None, max_new_tokens: int, **sampling) -> int:
-    """Prints the prompt and, as it is made, its continuation; returns the exit code."""
+def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampling) -> int:
+    """Prints the prompt and, as it is made, its continuation."""
     workdir, _ = locate(ckpt)
     tokenizer = get_tokenizer(read_config(workdir)["data"]["tokenizer"])
     if prompt is None:

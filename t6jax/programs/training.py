@@ -1,0 +1,24 @@
+"""What train.py calls."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from t6jax.errors import InputError
+from t6jax.training.loop import train
+from t6jax.training.summary import summary
+
+STOPPED_BY_SIGNAL = 143  # the shell's code for SIGTERM, so that what follows `train.py &&` does not run
+
+
+def train_program(config: ConfigDict, config_file: str, workdir: str | None, dry_run: bool) -> int:
+    """Trains, or prints what a run would be."""
+    try:
+        values = config.to_dict()
+    except OSError as e:  # ml_collections holds back the error of a missing file until the config is used
+        raise InputError(f"--config={config_file}: there is no such config file") from e
+    if dry_run:
+        print(summary(values))
+        return 0
+    workdir = workdir or pathlib.Path("runs", pathlib.Path(config_file.split(":")[0]).stem)
+    return 0 if train(values, workdir) is not None else STOPPED_BY_SIGNAL

@@ -1,0 +1,65 @@
+"""What a run of a config is and needs, for --dry_run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from t6jax.training.settings import check
+from t6jax.training.sharding import make_mesh
+from t6jax.training.step import Trainer
+
+
+def summary(config: Mapping[str, Any]) -> str:
+    """What a run of this config is and needs, without building anything big."""
+    m = check(config)
+    mesh = make_mesh(config["mesh"])
+    trainer = Trainer(config, m, mesh)
+    attention = m.attention
+    settings = m.to_dict()["attention"]
+    own = ", ".join(f"{key} {settings[key]}" for key in settings if key not in ("name", "num_heads", "head_dim"))
+    o, rows = config["optimizer"], config["batch_size"]
+    tokens = rows * m.context_length
+    state, shardings = trainer.abstract_state, trainer.shardings
+    params = _bytes_a_device(state.params, shardings.params)
+    memory = {
+        "parameters": params,
+        "optimizer": _bytes_a_device(state.opt_state, shardings.opt_state),
+        "gradients": params,
+    }
+    cached = m.cached_numbers_per_token
+    width = jnp.dtype(m.dtype).itemsize
+    lines = {
+        "model": f"{attention.name}: L {m.num_layers}, d_model {m.d_model}, h {attention.num_heads}, "
+        f"d_h {attention.head_dim}, {own}, SwiGLU width {m.mlp_width}, vocabulary {m.vocab_size}",
+        "parameters": f"{m.parameter_count:,} ({_short(m.parameter_count)})",
+        "batch": f"{rows} x {m.context_length} = {tokens:,} tokens a step, in {config['accumulation_steps']} "
+        f"accumulation step(s)",
+        "training": f"{config['steps']:,} steps, {_short(config['steps'] * tokens)} tokens in all",
+        "optimizer": f"AdamW ({o['beta_1']}, {o['beta_2']}), weight decay {o['weight_decay']}, clip {o['clip_norm']}, "
+        f"warm-up {o['warmup_steps']:,} steps, cosine from {o['learning_rate']:g} to {o['min_learning_rate']:g} "
+        f"at step {o['decay_steps']:,}",
+        "memory a device": " + ".join(f"{name} {b / 2**30:.2f}" for name, b in memory.items())
+        + f" = {sum(memory.values()) / 2**30:.2f} GiB, activations not counted",
+        "cache a token": f"{cached:,} numbers, {cached * width:,} bytes in {m.dtype}",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        + f" ({jax.device_count()} x {jax.devices()[0].device_kind})",
+    }
+    return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
+
+
+def _bytes_a_device(arrays: Any, shardings: Any) -> int:
+    def one(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(one, arrays, shardings)))
+
+
+def _short(number: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
