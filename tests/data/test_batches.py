@@ -26,7 +26,7 @@ def firsts(batches, count):
 
 
 def test_each_epoch_visits_every_window_once_in_a_new_order(folder):
-    order = sum(firsts(training_batches(folder, seed=0, **WINDOWS), 12), [])
+    order = [*itertools.chain(*firsts(training_batches(folder, seed=0, **WINDOWS), 12))]
     epochs = order[:24], order[24:]
     every = [*range(0, 70, 5), *range(100, 150, 5)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == every
