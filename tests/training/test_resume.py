@@ -86,7 +86,7 @@ def test_sigterm_and_sigint_save_and_exit_and_the_run_goes_on(unbroken, tmp_path
     wait_for_step(tmp_path, process, 33)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
+    assert process.returncode == 128 + number, output
     saved = checkpoint_steps(tmp_path)[0]
     assert f"stopped by {number.name} and saved at step {saved}" in output
     assert max(losses(tmp_path)) == saved >= 33, "saved where it stopped, not at the last regular checkpoint"
