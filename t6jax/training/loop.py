@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from t6jax.config import ModelConfig
-from t6jax.data.batches import training_batches, validation_batches
-from t6jax.data.prepare import check_data, prepare
+from t6jax.data.batches import Batches, training_batches, validation_batches
+from t6jax.data.corpus import Corpus, keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
-from t6jax.runs import CONFIG, data_folder, read_config, write_config
+from t6jax.runs import CONFIG, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
 from t6jax.training.optimizer import learning_rate
@@ -32,22 +33,25 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Sign
     workdir = pathlib.Path(workdir)
     model_config = check(config)
     mesh = make_mesh(config["mesh"])
-    folder, manifest = _data(config, model_config, workdir)
+    corpus = _data(config, model_config, workdir)
     if (workdir / CONFIG).exists():
         _refuse_another_config(config, workdir)
     write_config(workdir, config)
+    keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
 
-    trainer = Trainer(config, model_config, mesh)
+    document_start = corpus.document_start if config["data"]["document_masking"] else None
+    trainer = Trainer(config, model_config, mesh, document_start)
     windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
     batches = training_batches(
-        folder,
+        corpus.sources,
         batch_size=config["batch_size"],
         seed=config["seed"],
+        with_replacement=config["data"]["with_replacement"],
         num_workers=config["data"]["num_workers"],
         **windows,
     )
     validation_set = lambda: validation_batches(
-        folder,
+        corpus.sources,
         batch_size=config["validation"]["batch_size"],
         max_batches=config["validation"]["batches"],
         **windows,
@@ -55,23 +59,23 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Sign
     checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"])
     restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
     start, state = restored or (0, trainer.create(jax.random.key(config["seed"])))
-    loss_sums = make_loss_sums(trainer.graph)
+    loss_sums = make_loss_sums(trainer.graph, document_start)
     run = _Run(config, model_config, trainer, checkpoints, MetricsLog(workdir, start, config["log"]["tensorboard"]))
-    _say(f"{model_config.parameter_count:,} parameters; data in {folder}; run in {workdir}")
+    _say(f"{model_config.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
     if restored:
         _say(f"resumed from step {start}")
 
     validate = lambda params: validation_loss(loss_sums, params, validation_set())
     state, stopped = run.steps(start, state, batches, validate)
     checkpoints.close()
+    batches.close()
     run.log.close()
     if stopped:
         _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
         return stopped
 
     loss = validate(state.params)
-    bytes_per_token = manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
-    _say(report(loss, entropies(folder, model_config.vocab_size, validation_set()), bytes_per_token))
+    _say(report(loss, entropies(corpus.sources, model_config.vocab_size, validation_set()), corpus.bytes_per_token))
     return None
 
 
@@ -91,9 +95,10 @@ class _Run:
         self._tokens_per_step = config["batch_size"] * model_config.context_length
         self._flops_per_token = flops_per_token(model_config, model_config.context_length)
         self._peak = peak_flops()
+        self._waited = 0.0  # seconds for data, since the last report
 
     def steps(
-        self, start: int, state: TrainState, batches: Iterator, validate: Callable
+        self, start: int, state: TrainState, batches: Batches, validate: Callable
     ) -> tuple[TrainState, signal.Signals | None]:
         """Steps to the end, or to a signal, and saves there."""
         config, total = self._config, self._config["steps"]
@@ -101,13 +106,17 @@ class _Run:
         if start >= total:
             _say(f"nothing left to train: {start} of {total} steps are done")
             return state, None
+        batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
         # Metrics are read one step late, so that the device always has its next step while the host looks at numbers.
         pending: tuple[int, dict] | None = None
         clock, counted = time.perf_counter(), start
         with _signals() as caught:
             for step in range(start + 1, total + 1):
-                batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, next(batches))
+                asked = time.perf_counter()
+                rows = next(batches)
+                self._waited += time.perf_counter() - asked
+                batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows)
                 state, metrics = step_fn(state, batch)
                 if pending:
                     clock, counted = self._report(*pending, clock, counted)
@@ -145,6 +154,8 @@ class _Run:
         rate = (step - counted) / max(now - clock, 1e-9)
         values["learning_rate"] = float(self._schedule(step - 1))
         values["tokens_per_second"] = rate * self._tokens_per_step
+        # of the host's time; the device, which has its next step by then, waits less or not at all
+        values["data_wait_fraction"], self._waited = self._waited / max(now - clock, 1e-9), 0.0
         if self._peak:
             values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
         self.log.write(step, values)
@@ -153,19 +164,13 @@ class _Run:
         return now, step
 
 
-def _data(config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path) -> tuple[pathlib.Path, dict | None]:
-    """The folder of the run's shards, prepared from data.source where that is asked for, and its manifest."""
-    data = config["data"]
-    folder = data_folder(workdir, data)
-    if not folder.is_dir():
-        if not data["source"]:
-            raise InputError(
-                f"there is no data in {folder}: put token shards there (the .bin files of llm.c, modded-nanogpt or the "
-                "published T6 code), or give --config.data.path=FOLDER, or --config.data.path= --config.data.source=TEXTS"
-            )
-        _say(f"preparing {data['source']!r} in {folder}")
-        prepare(data["source"], folder, data["tokenizer"], data["validation_fraction"])
-    return folder, check_data(folder, data["tokenizer"], model_config.vocab_size)
+def _data(config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path) -> Corpus:
+    """The run's data, prepared by the first process where that is asked for."""
+    if jax.process_index() == 0:
+        prepare_missing(workdir, config["data"], _say)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data prepared")
+    return load_corpus(workdir, config["data"], model_config.vocab_size)
 
 
 def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:

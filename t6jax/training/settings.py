@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from t6jax.config import ModelConfig
-from t6jax.data.tokenizers import TOKENIZERS
+from t6jax.data.corpus import check_mixture
 from t6jax.errors import InputError
 from t6jax.training.sharding import BATCH_AXES, make_mesh
 
 # what may change when a run goes on: none of it alters the losses of the steps to come
-CHANGEABLE = ("steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat")
+CHANGEABLE = ("steps", "log", "checkpoint", "validation", "mesh", "sharding", "data.num_workers", "model.remat")
 
 
 def check(config: Mapping[str, Any]) -> ModelConfig:
@@ -24,8 +24,7 @@ def check(config: Mapping[str, Any]) -> ModelConfig:
     for name, key in (("validation", "batch_size"), ("validation", "batches"), ("checkpoint", "keep")):
         if config[name][key] < 1:
             raise InputError(f"{name}.{key} must be at least 1; got {config[name][key]}")
-    if config["data"]["tokenizer"] not in TOKENIZERS:
-        raise InputError(f"data.tokenizer must be one of {', '.join(TOKENIZERS)}; got {config['data']['tokenizer']!r}")
+    check_mixture(config["data"])
     rows, parts = config["batch_size"], config["accumulation_steps"]
     if rows % parts:
         raise InputError(f"batch_size={rows} must be a multiple of accumulation_steps={parts}")

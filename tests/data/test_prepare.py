@@ -7,7 +7,8 @@ import pytest
 
 from t6jax import InputError
 from t6jax.data.documents import documents, split
-from t6jax.data.prepare import MANIFEST, check_data, prepare
+from t6jax.data.manifest import MANIFEST, check_data
+from t6jax.data.prepare import prepare
 from t6jax.data.shards import find_shards, open_shard
 from t6jax.data.tokenizers import ByteTokenizer, get_tokenizer
 
@@ -47,5 +48,5 @@ def test_bytes_round_trip_and_unknown_ids_stand_for_nothing():
     tokenizer = ByteTokenizer()
     text = "naïve 日本\0\n".encode()
     assert tokenizer.decode([256, *tokenizer.encode(text), 300]) == text
-    with pytest.raises(InputError, match="data.tokenizer must be one of bytes, gpt2; got 'words'"):
+    with pytest.raises(InputError, match="data.tokenizer must be one of bytes, gpt2, or the path of .*; got 'words'"):
         get_tokenizer("words")
