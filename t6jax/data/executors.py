@@ -2,8 +2,8 @@
 
 import pathlib
 import threading
-import time
 from collections.abc import Mapping
+from concurrent.futures import BrokenExecutor
 from typing import Any, Protocol
 
 from t6jax.data.parts import part_path, tokenize_unit
@@ -20,7 +20,11 @@ class Producer(Protocol):
         ...
 
     def poll(self, work: pathlib.Path, index: int) -> bool:
-        """Whether the part is there; raises what went wrong on the way to it."""
+        """Whether the part is there; those before it are not needed any more. Raises what went wrong on the way to it."""
+        ...
+
+    def stop(self) -> None:
+        """Ends, or waits for the end of, what is still at work."""
         ...
 
 
@@ -34,6 +38,9 @@ class InProcess:
         tokenize_unit(work, index)
         return True
 
+    def stop(self) -> None:
+        pass
+
 
 class Datatrove:
     """One of datatrove's executors, which runs a task for each unit."""
@@ -42,10 +49,12 @@ class Datatrove:
         self._executor, self._workers, self._options = executor, workers, options
         self._error: BaseException | None = None
         self._ended = False
-        self._processes: set[int] = set()
-        self._lost_at: float | None = None
+        self._stopped = threading.Event()
+        self._wanted = 0
+        self._thread: threading.Thread | None = None
 
     def start(self, work: pathlib.Path, first: int, count: int) -> None:
+        self._wanted = first
         run = self._make(work.absolute(), first, count).run
 
         def target():
@@ -56,53 +65,54 @@ class Datatrove:
             except BaseException as e:
                 self._error = e
 
-        threading.Thread(target=target, daemon=True).start()
+        self._thread = threading.Thread(target=target, daemon=True)
+        self._thread.start()
 
     def poll(self, work: pathlib.Path, index: int) -> bool:
+        self._wanted = index
         error, ended = self._error, self._ended
         if part_path(work, index).exists():
             return True
         if isinstance(error, InputError):
             raise error
+        if isinstance(error, BrokenExecutor):
+            raise InputError(
+                "a worker process was killed (was memory short?): the same command goes on, perhaps with fewer --workers"
+            ) from error
         if error is not None or ended:
-            raise InputError(f"a task of the {self._executor} executor failed: see {work / 'datatrove' / 'logs'}") from error
-        if self._lost_a_process():
-            raise InputError("a worker process was killed (was memory short?): the same command goes on, with fewer --workers")
+            what = f": {type(error).__name__}: {error}" if error else ""
+            raise InputError(f"a task of the {self._executor} executor failed{what}; see {work / 'datatrove'}") from error
         return False
 
-    def _make(self, work: pathlib.Path, first: int, count: int) -> Any:
-        from t6jax.data.tasks import TokenizeUnits
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread and self._executor == "local":
+            self._thread.join()
 
-        common = {"pipeline": [TokenizeUnits(work)], "tasks": count, "logging_dir": str(work / "datatrove")}
+    def _make(self, work: pathlib.Path, first: int, count: int) -> Any:
+        from t6jax.data.tasks import LocalExecutor, TokenizeUnits
+
+        if self._executor == "local":
+            # so far ahead of what is wanted that nobody waits, and not further, for the sake of the disk
+            may_begin = lambda rank: rank < self._wanted + 4 * self._workers + 4
+            return LocalExecutor(work, first, count, self._workers, may_begin, self._stopped)
+        common = {
+            "pipeline": [TokenizeUnits(work)],
+            "tasks": count,
+            "workers": self._workers,
+            "logging_dir": str(work / "datatrove"),
+        }
         if self._executor == "slurm":
             from datatrove.executor import SlurmPipelineExecutor
 
-            return SlurmPipelineExecutor(**common, workers=self._workers, job_name="t6jax-prepare", **self._options)
-        if self._executor == "ray":
-            try:
-                from datatrove.executor import RayPipelineExecutor
+            logs = str(work / "datatrove" / "slurm")
+            return SlurmPipelineExecutor(**common, job_name="t6jax-prepare", slurm_logs_folder=logs, **self._options)
+        try:
+            from datatrove.executor import RayPipelineExecutor
 
-                return RayPipelineExecutor(**common, workers=self._workers, **self._options)
-            except ImportError as e:
-                raise InputError(f"--executor=ray needs Ray: pip install 'datatrove[ray]' ({e})") from e
-        from datatrove.executor import LocalPipelineExecutor
-
-        # parts that are used up are deleted, so it is for us to say which tasks are left
-        left = {"local_rank_offset": first, "local_tasks": count - first, "skip_completed": False}
-        return LocalPipelineExecutor(**common, **left, workers=self._workers)
-
-    def _lost_a_process(self) -> bool:
-        """datatrove's pool waits for ever for the task of a process that was killed, as it is where memory runs out."""
-        if self._executor != "local":
-            return False
-        import multiprocess
-
-        processes = {p.pid for p in multiprocess.active_children() if "PoolWorker" in p.name}
-        if self._processes - processes and self._lost_at is None:
-            self._lost_at = time.monotonic()
-        self._processes = processes
-        # a pool that ends, or fails, ends its processes first, and then says so
-        return self._lost_at is not None and time.monotonic() - self._lost_at > 10
+            return RayPipelineExecutor(**common, **self._options)
+        except ImportError as e:
+            raise InputError(f"--executor=ray needs Ray: pip install 'datatrove[ray]' ({e})") from e
 
 
 def make_producer(executor: str, workers: int, options: Mapping[str, Any]) -> Producer:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from t6jax.data.executors import EXECUTORS, make_producer
+from t6jax.data.executors import EXECUTORS, Producer, make_producer
 from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
 from t6jax.data.merge import STATE, Merger
 from t6jax.data.parts import PARTS, PLAN, TOKENIZER_NAME, part_path, read_part
@@ -73,22 +73,16 @@ def prepare(
     work = out.with_name(out.name + ".partial")
     work.mkdir(parents=True, exist_ok=True)
     with _lock(work):
+        for path in work.glob("*.partial"):  # what a kill cut short
+            path.unlink()
         if not (work / MANIFEST).exists():
             plan = _start(work, settings, tokenizer, say)
             merger = Merger(work, plan.validation_units, validation_fraction, version_for(tokenizer.vocab_size), shard_tokens)
-            progress = _Progress(plan, merger, say)
-            producer.start(work, merger.first_unit, len(plan.units))
-            for index in range(merger.first_unit, len(plan.units)):
-                while not producer.poll(work, index):
-                    time.sleep(0.02)
-                    progress.report(index)
-                part = read_part(part_path(work, index))
-                if part is None:
-                    part_path(work, index).unlink()
-                    raise InputError(f"{part_path(work, index)} was not whole: start again, which makes it anew")
-                merger.add(index, part)
-                progress.report(index + 1)
-            merger.finish()
+            try:
+                producer.start(work, merger.first_unit, len(plan.units))
+                _merge(work, plan, producer, merger, say)
+            finally:
+                producer.stop()
             if not merger.splits["train"]["tokens"]:
                 raise InputError(f"{source!r} holds too little text to validate and to train on: {merger.tokens} tokens")
             _write_manifest(work, settings, tokenizer, merger)
@@ -97,6 +91,21 @@ def prepare(
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         work.rename(out)
     return read_manifest(out)
+
+
+def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, say: Callable[[str], None] | None) -> None:
+    progress = _Progress(plan, merger, say)
+    for index in range(merger.first_unit, len(plan.units)):
+        while not producer.poll(work, index):
+            time.sleep(0.02)
+            progress.report(index)
+        part = read_part(part_path(work, index))
+        if part is None:
+            part_path(work, index).unlink()
+            raise InputError(f"{part_path(work, index)} was not whole, and is deleted: the same command makes it anew")
+        merger.add(index, part)
+        progress.report(index + 1)
+    merger.finish()
 
 
 def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class JsonTokenizer:
             self._tokenizer = Tokenizer.from_buffer(self._data)
         except Exception as e:  # the library raises nothing narrower
             raise InputError(f"{path} is no tokenizer.json that the tokenizers library reads ({e})") from e
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text, and starts no document
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         starts = [vocabulary[t] for t in DOCUMENT_STARTS if t in vocabulary]
