@@ -32,9 +32,7 @@ def check_data(folder: pathlib.Path, tokenizer: str, vocab_size: int) -> dict[st
     counts = {p.name: shard_header(p)[1] for split in ("train", "val") for p in find_shards(folder, split)}
     manifest = read_manifest(folder)
     if manifest:
-        found = _tokenizer_hash(tokenizer)
-        if manifest.get("tokenizer_hash", found) != found or (not found and manifest["tokenizer"] != tokenizer):
-            raise InputError(f"{folder} was tokenized by {manifest['tokenizer']!r}, but data.tokenizer is {tokenizer!r}")
+        _check_tokenizer(folder, manifest, tokenizer)
         if manifest["vocab_size"] > vocab_size:
             raise InputError(f"{folder} has a vocabulary of {manifest['vocab_size']}, larger than model.vocab_size={vocab_size}")
         check_counts(folder, manifest, counts)
@@ -64,6 +62,16 @@ def document_start(manifest: dict[str, Any] | None, tokenizer: str) -> int:
     return known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).document_start
 
 
-def _tokenizer_hash(tokenizer: str) -> str:
-    known = {ByteTokenizer.name: ByteTokenizer.hash, GPT2: GPT2_HASH}  # no need to fetch ranks to compare
-    return known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).hash
+def _check_tokenizer(folder: pathlib.Path, manifest: dict[str, Any], tokenizer: str) -> None:
+    made_by, wanted = manifest["tokenizer"], tokenizer
+    if "tokenizer_hash" in manifest:
+        known = {ByteTokenizer.name: ByteTokenizer.hash, GPT2: GPT2_HASH}  # no need to fetch ranks to compare
+        hashes = manifest["tokenizer_hash"], known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).hash
+        if hashes[0] == hashes[1]:
+            return
+        if pathlib.Path(wanted).name == made_by:
+            raise InputError(
+                f"{folder} was tokenized by {made_by!r} ({hashes[0][:12]}), but data.tokenizer is {wanted!r} ({hashes[1][:12]})"
+            )
+    if made_by != wanted:
+        raise InputError(f"{folder} was tokenized by {made_by!r}, but data.tokenizer is {wanted!r}")
