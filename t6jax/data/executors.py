@@ -1,15 +1,21 @@
 """Who tokenizes the units: this process, or datatrove's executors over local processes, Slurm or Ray."""
 
 import pathlib
+import shlex
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor
 from typing import Any, Protocol
 
+import t6jax
 from t6jax.data.parts import part_path, tokenize_unit
 from t6jax.errors import InputError
 
 EXECUTORS = ("local", "slurm", "ray")
+SLURM_ASKED_SECONDS = 60
 
 
 class Producer(Protocol):
@@ -52,14 +58,15 @@ class Datatrove:
         self._stopped = threading.Event()
         self._wanted = 0
         self._thread: threading.Thread | None = None
+        self._asked, self._gone = time.monotonic(), False
 
     def start(self, work: pathlib.Path, first: int, count: int) -> None:
         self._wanted = first
-        run = self._make(work.absolute(), first, count).run
+        self._running = self._make(work.absolute(), first, count)
 
         def target():
             try:
-                run()
+                self._running.run()
                 # Slurm's has only handed the tasks in
                 self._ended = self._executor != "slurm"
             except BaseException as e:
@@ -79,18 +86,28 @@ class Datatrove:
             raise InputError(
                 "a worker process was killed (was memory short?): the same command goes on, perhaps with fewer --workers"
             ) from error
-        if error is not None or ended:
+        if error is not None or ended or self._left_slurm():
             what = f": {type(error).__name__}: {error}" if error else ""
             raise InputError(f"a task of the {self._executor} executor failed{what}; see {work / 'datatrove'}") from error
         return False
 
     def stop(self) -> None:
         self._stopped.set()
-        if self._thread and self._executor == "local":
-            self._thread.join()
+        if self._thread and self._executor != "slurm":
+            self._thread.join(None if self._executor == "local" else 60)
+
+    def _left_slurm(self) -> bool:
+        """Whether Slurm has nothing left to do: asked once a minute, and believed the second time."""
+        if self._executor != "slurm" or self._thread.is_alive() or time.monotonic() - self._asked < SLURM_ASKED_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        queue = subprocess.run(["squeue", "-h", "-j", str(self._running.job_id)], capture_output=True, text=True, check=False)
+        gone, was_gone = not queue.stdout.strip(), self._gone
+        self._gone = gone
+        return gone and was_gone
 
     def _make(self, work: pathlib.Path, first: int, count: int) -> Any:
-        from t6jax.data.tasks import LocalExecutor, TokenizeUnits
+        from t6jax.data.tasks import LocalExecutor, SlurmExecutor, TokenizeUnits
 
         if self._executor == "local":
             # so far ahead of what is wanted that nobody waits, and not further, for the sake of the disk
@@ -103,10 +120,12 @@ class Datatrove:
             "logging_dir": str(work / "datatrove"),
         }
         if self._executor == "slurm":
-            from datatrove.executor import SlurmPipelineExecutor
-
             logs = str(work / "datatrove" / "slurm")
-            return SlurmPipelineExecutor(**common, job_name="t6jax-prepare", slurm_logs_folder=logs, **self._options)
+            # jobs begin in a shell that knows nothing of the environment of this process
+            paths = {"PATH": pathlib.Path(sys.executable).parent, "PYTHONPATH": pathlib.Path(t6jax.__file__).parent.parent}
+            setting = "; ".join(f"export {name}={shlex.quote(str(path))}:${name}" for name, path in paths.items())
+            options = self._options | {"slurm_logs_folder": logs, "env_command": setting, "qos": None}
+            return SlurmExecutor(**common, job_name="t6jax-prepare", **options)
         try:
             from datatrove.executor import RayPipelineExecutor
 

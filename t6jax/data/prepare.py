@@ -88,7 +88,7 @@ def prepare(
             _write_manifest(work, settings, tokenizer, merger)
         for name in WORKING_FILES:
             path = work / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         work.rename(out)
     return read_manifest(out)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
 
+from datatrove.executor import SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
@@ -87,6 +88,13 @@ class LocalExecutor(PipelineExecutor):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_may_begin": None, "_stopped": None}  # of no use in a task's process
+
+
+class SlurmExecutor(SlurmPipelineExecutor):
+    """datatrove's executor on Slurm, without its last job, which would gather statistics in a folder that is gone by then."""
+
+    def launch_merge_stats(self) -> None:
+        pass
 
 
 def _end_with_parent() -> None:
