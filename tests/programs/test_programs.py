@@ -27,7 +27,7 @@ def error(*arguments: str, **options) -> str:
 
 def test_training_reports_progress_and_ends_with_loss_and_entropies(run):
     _, output = run
-    assert re.search(r"^step  20/20  loss \d\.\d{4}  lr 9\.97e-03  [\d,]+ tokens/s  0s left$", output, re.M), output
+    assert re.search(r"^step 20/20  loss \d\.\d{4}  lr 9\.97e-03  [\d,]+ tokens/s  0s left$", output, re.M), output
     table = re.findall(r"^(order-0 entropy|bigram entropy|model) +(\d+\.\d{4}) +(\d+\.\d{4}) +\d+\.\d\d$", output, re.M)
     assert [name for name, *_ in table] == ["order-0 entropy", "bigram entropy", "model"]
     for _, nats, bits in table:
