@@ -1,5 +1,6 @@
 """The data of a run: the folders of shards that its config names, checked, and prepared where that is asked for."""
 
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ def prepare_missing(workdir: pathlib.Path, data: Mapping[str, Any], say: Callabl
             )
         say(f"preparing {source!r} in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        prepare(source, folder, data["tokenizer"], data["validation_fraction"], say=say)
+        prepare(source, folder, data["tokenizer"], data["validation_fraction"], workers=len(os.sched_getaffinity(0)), say=say)
 
 
 def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int) -> Corpus:

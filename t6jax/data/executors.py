@@ -134,12 +134,16 @@ class Datatrove:
             raise InputError(f"--executor=ray needs Ray: pip install 'datatrove[ray]' ({e})") from e
 
 
-def make_producer(executor: str, workers: int, options: Mapping[str, Any]) -> Producer:
-    """executor: one of EXECUTORS. options: of datatrove's executor, such as Slurm's time and partition."""
+def check_executor(executor: str, workers: int) -> None:
+    """Raises InputError unless `make_producer` takes these."""
     if executor not in EXECUTORS:
         raise InputError(f"--executor must be one of {', '.join(EXECUTORS)}; got {executor!r}")
     if workers < 1:
         raise InputError(f"--workers must be at least 1; got {workers}")
+
+
+def make_producer(executor: str, workers: int, options: Mapping[str, Any]) -> Producer:
+    """executor: one of EXECUTORS. options: of datatrove's executor, such as Slurm's time and partition."""
     if executor == "local" and workers == 1:
         return InProcess()
     return Datatrove(executor, workers, options)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from t6jax.data.executors import EXECUTORS, Producer, make_producer
+from t6jax.data.executors import EXECUTORS, Producer, check_executor, make_producer
 from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
 from t6jax.data.merge import STATE, Merger
 from t6jax.data.parts import PARTS, PLAN, TOKENIZER_NAME, part_path, read_part
@@ -55,7 +55,7 @@ def prepare(
     workers, executor, executor_options: who does it (see `make_producer`). unit_bytes: of text tokenized at once.
     say: takes lines of progress.
     """
-    producer = make_producer(executor, workers, executor_options or {})
+    check_executor(executor, workers)
     if shard_tokens < 2:
         raise InputError(f"--shard_tokens must be at least 2; got {shard_tokens}")
     tokenizer = get_tokenizer(tokenizer_name)
@@ -78,6 +78,9 @@ def prepare(
         if not (work / MANIFEST).exists():
             plan = _start(work, settings, tokenizer, say)
             merger = Merger(work, plan.validation_units, validation_fraction, version_for(tokenizer.vocab_size), shard_tokens)
+            if executor == "local":  # a process is not worth its start for little text
+                workers = min(workers, 1 + sum(unit.size for unit in plan.units) // (2 * unit_bytes))
+            producer = make_producer(executor, workers, executor_options or {})
             try:
                 producer.start(work, merger.first_unit, len(plan.units))
                 _merge(work, plan, producer, merger, say)
