@@ -117,7 +117,8 @@ class JsonTokenizer:
             self._bytes = {i: spell(token) for token, i in vocabulary.items()} | added
 
     def encode(self, text: bytes) -> np.ndarray:
-        encoded = self._tokenizer.encode(text.decode("utf-8", "replace"), add_special_tokens=False)
+        # a sixth faster than encode, since offsets into the text are not kept
+        (encoded,) = self._tokenizer.encode_batch_fast([text.decode("utf-8", "replace")], add_special_tokens=False)
         return np.asarray(encoded.ids, np.uint32)
 
     def decode(self, ids: Iterable[int]) -> bytes:
