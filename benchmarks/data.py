@@ -1,6 +1,6 @@
 """How fast text becomes shards and shards become batches, and how long training waits for them.
 
-    python -m benchmarks.data [--ranks=FILE.tiktoken] [--megabytes=60] [--repeats=5] [--out=benchmarks/results]
+    python -m benchmarks.data [--ranks=FILE.tiktoken] [--megabytes=100] [--repeats=5] [--out=benchmarks/results]
 
 Writes data_<device>.json and prints it. The text is Python code and documentation found on this machine. What is compared is
 measured in turns in one run, so that other work on the machine meets both; medians are reported.
@@ -80,6 +80,7 @@ def tokenizing(found: list[str], ranks: str, repeats: int, scratch: pathlib.Path
         for turn in range(repeats):
             out = scratch / f"shards-{turn}"
             flags = [f"--source={scratch / 'source.parquet'}", f"--out={out}", f"--tokenizer={ranks}", f"--workers={CORES}"]
+            flags.append("--unit_bytes=4000000")  # as many units for each core as a large set has
             began = time.perf_counter()
             subprocess.run([sys.executable, "-m", "t6jax.data.prepare", *flags], cwd=ROOT, check=True, capture_output=True)
             seconds["prepare"].append(time.perf_counter() - began)
@@ -192,13 +193,10 @@ from configs import common, quickstart
 from t6jax.training.loop import train
 import jax
 config = common.get_config() if jax.default_backend() == "gpu" else quickstart.get_config()
-config.unlock()
+config.update(steps=200)
 if jax.default_backend() == "gpu":
-    config.update(steps=300, batch_size=32)
-else:
-    config.update(steps=100)
-    config.model.update(vocab_size=50304)
-config.data.update(path=sys.argv[1], source="", tokenizer=sys.argv[3])
+    config.batch_size = 32
+    config.data.update(path=sys.argv[1], tokenizer=sys.argv[3])
 config.validation.every_steps = config.checkpoint.every_steps = 10**6
 config.log.update(every_steps=10, tensorboard=False)
 train(config.to_dict(), sys.argv[2])
@@ -239,7 +237,7 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", default=GPT2, help="gpt2, or a .tiktoken file with its ranks")
-    parser.add_argument("--megabytes", type=float, default=60, help="of text to tokenize")
+    parser.add_argument("--megabytes", type=float, default=100, help="of text to tokenize")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
@@ -251,9 +249,7 @@ def main() -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git("rev-parse", "--short", "HEAD") + (" and uncommitted changes" if git("status", "--porcelain") else ""),
         "device": device(),
-        "processor": next(
-            (x for x in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), platform.machine()
-        ),
+        "processor": processor(),
         "load_average_at_start": os.getloadavg()[0],
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries},
     }

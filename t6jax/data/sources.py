@@ -19,7 +19,8 @@ from t6jax.data.documents import PYTHON, Document, documents, split
 from t6jax.errors import InputError
 
 # of text in a unit, about: seconds of work, so that little is lost when it is interrupted
-UNIT_BYTES = 2**25
+UNIT_BYTES = 2**24
+REMOTE_UNITS = 8  # times as large over a network, where opening a file costs a few megabytes
 PARQUET, JSONL, TEXT = "parquet", "jsonl", "text"
 SUFFIXES = {PARQUET: (".parquet",), JSONL: (".jsonl", ".jsonl.gz", ".jsonl.zst")}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -88,6 +89,8 @@ def make_plan(
     if kind == TEXT:
         raise InputError(f"data.source={source!r} holds no .parquet or .jsonl file{f' for {subset!r}' if subset else ''}")
     files = [(name, size) for name, size in files if name.endswith(SUFFIXES[kind])]
+    if "://" in folder:
+        unit_bytes *= REMOTE_UNITS
     ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
         ranges = pool.map(lambda f: ranges_of(folder, *f, unit_bytes), files)

@@ -210,8 +210,8 @@ def test_two_preparations_of_one_folder_do_not_meet(parquet, tmp_path):
 
 
 def test_what_is_wrong_is_named_with_workers_too(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 1000 + '{"text": ')
-    with pytest.raises(InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte 14000"):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 10_000 + '{"text": ')
+    with pytest.raises(InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte 140000"):
         prepare(str(tmp_path / "a.jsonl"), tmp_path / "out", "bytes", 0.01, workers=2, **SMALL)
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(InputError, match="holds too little text to validate and to train on"):
