@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
                     "name": "tpa",
                     "num_heads": 34,
                     "head_dim": 64,
+                    "head_norm": False,
                     "rank_q": 6,
                     "rank_k": 2,
                     "rank_v": 2,
@@ -55,7 +56,7 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
             },
             # devices along each axis; one may be -1, for all that are left
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # the mesh axis that each named axis of the parameters is split over; "": none
             "sharding": {
                 "d_model": "fsdp",

@@ -5,7 +5,8 @@ from configs import common
 
 def get_config():
     config = common.get_config()
-    config.accumulation_steps = 10
+    config.accumulation_steps = 20
+    config.model.remat = "dots"
     config.model.num_layers = 48
     config.model.d_model = 1600
     config.model.attention.num_heads = 78

@@ -1,8 +1,11 @@
 """The parts of a T6 block that are not attention: parameters with named axes, RMSNorm, SwiGLU (section 3.5)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 # RMSNorm's epsilon in the published code: the machine epsilon of the float32 that it is computed in
@@ -25,6 +28,22 @@ def rms_norm(x: Float[Array, "*batch D"], epsilon: float = FLOAT32_EPSILON) -> F
     """x over the root of its mean square along the last axis, without parameters; in float32, returned in x's dtype."""
     x32 = x.astype(jnp.float32)
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+# the mesh axes that the rows of a batch are split over
+BATCH_AXES = ("data", "fsdp")
+
+
+def split_batch(x: Float[Array, "B *rest"]) -> Float[Array, "B *rest"]:
+    """Keeps the rows of x split over the batch's axes of the mesh that is being compiled for, if there is one.
+
+    Without it the compiler, seeing parameters split over fsdp, may split features instead and send activations around.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 class SwiGLU(nnx.Module):

@@ -64,10 +64,12 @@ def validation_batches(
     """
     order = lambda number, windows: grain.MapDataset.source(windows).shuffle(seed=0)
     dataset = _mixture(sources, "val", context_length, vocab_size, order).batch(batch_size, drop_remainder=False)
-    for i in range(len(dataset) if max_batches is None else min(max_batches, len(dataset))):
-        rows = dataset[i]
+
+    def filled(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         short = batch_size - len(rows)
-        yield np.pad(rows, ((0, short), (0, 0))), np.pad(np.ones(len(rows), np.float32), (0, short))
+        return np.pad(rows, ((0, short), (0, 0))), np.pad(np.ones(len(rows), np.float32), (0, short))
+
+    return (filled(dataset[i]) for i in range(len(dataset) if max_batches is None else min(max_batches, len(dataset))))
 
 
 class Batches:

@@ -1,6 +1,7 @@
 """Where text comes from: the user's files, or those of the running Python."""
 
 import hashlib
+import os
 import pathlib
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def split(
         wanted = min(wanted, validation_bytes)
     validation: set[str] = set()
     size = 0
-    for document in sorted(found, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
+    for document in sorted(found, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
         # one that is far larger than what is wanted belongs to training, unless nothing else is left
         if size + document.size <= wanted:
             validation.add(document.name)

@@ -61,6 +61,8 @@ def _choose(name: str | None) -> Callable:
 def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> Array:
     if not isinstance(cache, TPACache):
         raise InputError(f"cache must be a TPACache (TPACache.from_factors makes one), got {type(cache).__name__}")
+    if not isinstance(query, TPAQuery | jax.Array | np.ndarray):
+        raise InputError(f"query must be a TPAQuery(a, b) or a dense array, got {type(query).__name__}")
     a_k, b_k, _, _ = cache.factors()
     batch, max_length, _, heads = a_k.shape
     if isinstance(query, TPAQuery):

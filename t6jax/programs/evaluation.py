@@ -36,7 +36,7 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
             max_batches=batches,
         )
         graph, state = nnx.split(model)
-        masked = corpus.document_start if settings["document_masking"] else None
+        masked = corpus.document_start if settings.get("document_masking") else None
         loss = validation_loss(make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set())
         print(report(loss, entropies(corpus.sources, config.vocab_size, validation_set()), corpus.bytes_per_token))
     return 0

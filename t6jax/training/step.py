@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from t6jax.config import ModelConfig
 from t6jax.model import T6, abstract
 from t6jax.ops.cross_entropy import cross_entropy
 from t6jax.ops.documents import model_arguments
-from t6jax.training.optimizer import make_optimizer
+from t6jax.training.optimizer import learning_rate, make_optimizer
 from t6jax.training.sharding import batch_sharding, parameter_shardings, replicated
 
 
@@ -37,10 +37,17 @@ class Trainer:
     document_start: the token at which attention stops and positions restart; None: nowhere.
     """
 
-    def __init__(self, config: Mapping[str, Any], model_config: ModelConfig, mesh: Mesh, document_start: int | None = None):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        model_config: ModelConfig,
+        mesh: Mesh | AbstractMesh,
+        document_start: int | None = None,
+    ):
         self._config, self._model_config, self._document_start = config, model_config, document_start
         self._accumulation = config["accumulation_steps"]
         self._optimizer = make_optimizer(config["optimizer"])
+        self._schedule = learning_rate(config["optimizer"])
         self.mesh = mesh
         self.graph, state = nnx.split(abstract(model_config))
         self.abstract_state = jax.eval_shape(self._create, jax.random.key(0))
@@ -77,15 +84,19 @@ class Trainer:
         return TrainState(everywhere, params, opt_state, everywhere)
 
     def _loss(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> Float[Array, ""]:
-        model = nnx.merge(self.graph, params)
-        tokens = windows[:, :-1]
-        return jnp.mean(cross_entropy(model(tokens, **model_arguments(tokens, self._document_start)), windows[:, 1:]))
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            model, tokens = nnx.merge(self.graph, params), windows[:, :-1]
+            return jnp.mean(cross_entropy(model(tokens, **model_arguments(tokens, self._document_start)), windows[:, 1:]))
 
     def _step(self, state: TrainState, windows: Int[Array, "B T+1"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = self._loss_and_grads(state.params, windows)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {
+            "train_loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": self._schedule(state.step),
+        }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def _loss_and_grads(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> tuple[Array, dict[str, Any]]:
