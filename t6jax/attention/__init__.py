@@ -28,4 +28,4 @@ MECHANISMS: dict[str, type[AttentionConfig]] = {
     )
 }
 
-__all__ = ["MECHANISMS", "Attention", "AttentionConfig", "Cache"]
+__all__ = ["MECHANISMS", "Attention", "AttentionConfig", "Cache", *(config.__name__ for config in MECHANISMS.values())]
