@@ -37,6 +37,8 @@ def _without_traceback(call: Callable[[], int]) -> int:
         return call()
     except InputError as e:
         return _fail(str(e))
+    except KeyboardInterrupt:
+        return 130
 
 
 def _fail(message: str) -> int:

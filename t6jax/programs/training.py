@@ -8,8 +8,6 @@ from t6jax.errors import InputError
 from t6jax.training.loop import train
 from t6jax.training.summary import summary
 
-STOPPED_BY_SIGNAL = 143  # the shell's code for SIGTERM, so that what follows `train.py &&` does not run
-
 
 def train_program(config: ConfigDict, config_file: str, workdir: str | None, dry_run: bool) -> int:
     """Trains, or prints what a run would be."""
@@ -21,4 +19,5 @@ def train_program(config: ConfigDict, config_file: str, workdir: str | None, dry
         print(summary(values))
         return 0
     workdir = workdir or pathlib.Path("runs", pathlib.Path(config_file.split(":")[0]).stem)
-    return 0 if train(values, workdir) is not None else STOPPED_BY_SIGNAL
+    stopped = train(values, workdir)
+    return 128 + stopped if stopped else 0  # as the shell has it, so that what follows `train.py &&` does not run

@@ -23,10 +23,10 @@ from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer, TrainState
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> float | None:
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Signals | None:
     """Trains to config["steps"] in workdir, going on from the newest checkpoint there.
 
-    Returns the final validation loss in nats a token; None where SIGTERM or SIGINT stopped the run, which saves first.
+    SIGTERM and SIGINT stop it, saving first: returns the one that did, None at the end.
     Raises InputError for what the user can put right.
     """
     workdir = pathlib.Path(workdir)
@@ -67,12 +67,12 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> float | Non
     run.log.close()
     if stopped:
         _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
-        return None
+        return stopped
 
     loss = validate(state.params)
     bytes_per_token = manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
     _say(report(loss, entropies(folder, model_config.vocab_size, validation_set()), bytes_per_token))
-    return loss
+    return None
 
 
 class _Run:

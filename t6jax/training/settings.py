@@ -10,7 +10,7 @@ from t6jax.errors import InputError
 from t6jax.training.sharding import BATCH_AXES, make_mesh
 
 # what may change when a run goes on: none of it alters the losses of the steps to come
-CHANGEABLE = ("steps", "log", "checkpoint", "validation", "mesh", "sharding", "data.num_workers", "model.remat")
+CHANGEABLE = ("steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat")
 
 
 def check(config: Mapping[str, Any]) -> ModelConfig:

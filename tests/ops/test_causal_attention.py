@@ -1,0 +1,29 @@
+"""Attention over whole sequences is eq. 3.2 under a causal mask, and stays inside segments."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from t6jax.ops.causal_attention import causal_attention
+
+EPSILON = np.finfo(np.float32).eps
+
+
+def reference(q, k, v, seen):
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    logits = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+    logits = np.where(seen, logits, -np.inf)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", p / p.sum(-1, keepdims=True), v)
+
+
+def test_causal_attention_is_eq_3_2_within_segments():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 9, 5, 8)).astype(np.float32) for _ in range(3))
+    segments = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0] * 9])
+    causal = np.tril(np.ones((9, 9), bool))
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    bound = 64 * EPSILON * np.abs(v).max()  # sums of 8 and 9 terms, scores of a few units
+    arrays = [jnp.asarray(x) for x in (q, k, v)]
+    np.testing.assert_allclose(causal_attention(*arrays), reference(q, k, v, causal), rtol=0, atol=bound)
+    masked = causal_attention(*arrays, segment_ids=jnp.asarray(segments))
+    np.testing.assert_allclose(masked, reference(q, k, v, causal & same), rtol=0, atol=bound)

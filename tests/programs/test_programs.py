@@ -1,0 +1,103 @@
+"""The programs as a user runs them: what they print, and one sentence for each mistake."""
+
+import re
+
+import pytest
+
+from tests.conftest import program
+
+pytestmark = pytest.mark.slow
+TINY = "--config=tests/configs/tiny.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    done = program("train.py", TINY, f"--workdir={workdir}", "--config.steps=20", "--config.optimizer.decay_steps=240")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def error(*arguments: str, **options) -> str:
+    done = program(*arguments, **options)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip()
+
+
+def test_training_reports_progress_and_ends_with_loss_and_entropies(run):
+    _, output = run
+    assert re.search(r"^step  20/20  loss \d\.\d{4}  lr 9\.97e-03  [\d,]+ tokens/s  0s left$", output, re.M), output
+    table = re.findall(r"^(order-0 entropy|bigram entropy|model) +(\d+\.\d{4}) +(\d+\.\d{4}) +\d+\.\d\d$", output, re.M)
+    assert [name for name, *_ in table] == ["order-0 entropy", "bigram entropy", "model"]
+    for _, nats, bits in table:
+        assert float(bits) == pytest.approx(float(nats) / 0.6931, rel=0.02)  # nearly all tokens are bytes
+
+
+def test_evaluation_gives_the_loss_that_training_ended_with(run):
+    workdir, output = run
+    loss = lambda text: re.search(r"^model +(\S+)", text, re.M)[1]
+    # the same rows, in the batches that training validates with
+    again = program("eval.py", f"--ckpt={workdir}", "--batches=2", "--batch_size=4")
+    assert again.returncode == 0, again.stderr
+    assert loss(again.stdout) == loss(output)
+    step = program("eval.py", f"--ckpt={workdir}/checkpoints/10", "--batches=2", "--batch_size=4")
+    assert loss(step.stdout) != loss(output)
+    other = program("eval.py", f"--ckpt={workdir}", "--data=configs", "--batches=2")
+    assert loss(other.stdout) != loss(output)
+
+
+def test_generation_continues_the_prompt_and_seeds_fix_it(run):
+    workdir, _ = run
+    made = [program("generate.py", f"--ckpt={workdir}", "--prompt=def ", "--max_new_tokens=8", f"--seed={s}") for s in (1, 1, 2)]
+    assert all(m.returncode == 0 and m.stdout.startswith("def ") for m in made), made[0].stderr
+    assert made[0].stdout == made[1].stdout != made[2].stdout
+    piped = program("generate.py", f"--ckpt={workdir}", "--max_new_tokens=8", "--seed=1", input="def ")
+    assert piped.stdout == made[0].stdout
+
+
+def test_the_dry_run_shows_the_papers_xl():
+    done = program("train.py", "--config=configs/xl_tpa.py", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "L 48, d_model 1600, h 78, d_h 64",
+        "rank_q 6, rank_k 2, rank_v 2",
+        "1,555,814,400",
+        "480 x 1024 = 491,520 tokens a step",
+        "100,000 steps",
+        "AdamW (0.9, 0.95), weight decay 0.1, clip 1.0, warm-up 2,000 steps, cosine from 0.0001 to 1e-05 at step 100,000",
+        "27,264 numbers",
+        "data 1, fsdp 1, tensor 1, sequence 1",
+    ):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=configs/xl_tpa.py"], "there is no data in data/fineweb-edu-100bt: put token shards there"),
+        ([TINY, "--config.stps=3"], 'Did you mean "steps"'),
+        ([TINY, "--config.model.rank=3"], "rank"),
+        ([TINY, "--config.steps=many"], "--config.steps=many"),
+        ([TINY, "--config.model.attention.rank_q=0"], "attention.rank_q must be an integer of at least 1; got 0"),
+        ([TINY, "--config.accumulation_steps=3"], "batch_size=4 must be a multiple of accumulation_steps=3"),
+        ([TINY, "--config.data.source=nowhere"], "data.source='nowhere': there is no such file or folder"),
+        ([TINY, "--config.model.vocab_size=100"], "vocabulary of 257, larger than model.vocab_size=100"),
+        (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: there is no such config file"),
+        ([], "--config must have a value"),
+        ([TINY, "extra"], "'extra' is not a flag"),
+    ],
+)
+def test_what_train_cannot_do_is_named(tmp_path, flags, message):
+    assert message in error("train.py", f"--workdir={tmp_path / 'run'}", *flags)
+
+
+def test_what_eval_and_generate_cannot_do_is_named(run, tmp_path):
+    workdir, _ = run
+    assert "there is no such run directory or checkpoint" in error("eval.py", f"--ckpt={tmp_path / 'nowhere'}")
+    assert "is no run directory: it has no config.json" in error("generate.py", f"--ckpt={tmp_path}", "--prompt=a")
+    assert "there is no such checkpoint" in error("eval.py", f"--ckpt={workdir}/checkpoints/7")
+    assert "--ckpt" in error("eval.py")
+    assert "there is no data in nowhere" in error("eval.py", f"--ckpt={workdir}", "--data=nowhere")
+    long = error("generate.py", f"--ckpt={workdir}", "--prompt=" + "a" * 20)
+    assert "the prompt has 21 tokens, which leaves no room in the model's context_length=16" in long

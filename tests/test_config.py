@@ -1,0 +1,43 @@
+"""ModelConfig: to and from dicts, and one sentence for each wrong key."""
+
+import json
+
+import pytest
+
+from t6jax import InputError, ModelConfig
+from tests.conftest import TINY
+
+
+def test_from_dict_and_to_dict_are_inverse_and_fit_for_json(tiny_model_config):
+    values = json.loads(json.dumps(tiny_model_config.to_dict()))
+    assert ModelConfig.from_dict(values) == tiny_model_config
+
+
+def test_the_mlp_is_as_wide_as_published_unless_set():
+    assert ModelConfig.from_dict(TINY | {"d_model": 1600}).mlp_width == 4266
+    assert ModelConfig.from_dict(TINY | {"mlp_width": 30}).mlp_width == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 3}, "model.depth is unknown; the keys there are vocab_size, "),
+        ({"num_layers": "3"}, "model.num_layers must be of type int; got '3'"),
+        ({"num_layers": True}, "model.num_layers must be of type int"),
+        ({"num_layers": 0}, "model.num_layers must be at least 1"),
+        ({"dtype": "float8"}, "model.dtype must be one of float32, "),
+        ({"remat": "some"}, "model.remat must be one of none, dots, full"),
+        ({"attention": {"name": "linear"}}, "model.attention.name must be one of tpa"),
+        ({"attention": "tpa"}, "model.attention must be a dict"),
+        ({"attention": TINY["attention"] | {"rank": 3}}, "model.attention.rank is unknown"),
+        ({"attention": {"name": "tpa", "num_heads": 3}}, "model.attention lacks head_dim"),
+    ],
+)
+def test_a_wrong_key_is_named(change, message):
+    with pytest.raises(InputError, match=message):
+        ModelConfig.from_dict(TINY | change)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(InputError, match="model lacks vocab_size"):
+        ModelConfig.from_dict({k: v for k, v in TINY.items() if k != "vocab_size"})

@@ -1,0 +1,106 @@
+"""Generation: greedy is recomputing everything, decoding is compiled once, sampling draws from what it may."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from t6jax import T6, InputError, ModelConfig, generate
+from t6jax import generation as generation_module
+from t6jax.generation import Sampling, stream
+from tests.conftest import TINY
+from tests.test_model import lively
+
+
+@pytest.fixture(scope="module")
+def model() -> T6:
+    return lively(T6(ModelConfig.from_dict(TINY), rngs=nnx.Rngs(0)))
+
+
+PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [60, 0, 13]]
+
+
+def test_greedy_is_recomputing_the_full_forward_at_every_token(model):
+    made = generate(model, PROMPTS, 20)
+    forward = jax.jit(lambda t: model(t))
+    for prompt, new in zip(PROMPTS, made, strict=True):
+        row = list(prompt)
+        for token in new:
+            padded = jnp.asarray([row + [0] * (32 - len(row))])  # what follows is not seen
+            assert int(forward(padded)[0, len(row) - 1].argmax()) == token
+            row.append(token)
+        assert len(new) == 20
+
+
+def test_decoding_is_compiled_once_whatever_the_lengths(model):
+    generate(model, PROMPTS, 3)
+    compiled = generation_module._decode._cache_size(), generation_module._prefill._cache_size()
+    for prompts, tokens in (([[1], [2, 3], [4]], 25), ([[7] * 14, [8], [9] * 3], 11)):
+        generate(model, prompts, tokens)
+    assert (generation_module._decode._cache_size(), generation_module._prefill._cache_size()) == compiled
+
+
+def test_streaming_yields_what_generate_returns(model):
+    pieces = list(stream(model, PROMPTS, 20, temperature=1.0, seed=3))
+    assert len(pieces) > 2
+    joined = [[token for piece in pieces for token in piece[i]] for i in range(3)]
+    assert joined == generate(model, PROMPTS, 20, temperature=1.0, seed=3)
+
+
+def test_a_sequence_ends_before_its_first_stop_token_and_the_others_go_on(model):
+    free = generate(model, PROMPTS, 20, temperature=1.0, seed=1)
+    stop = free[0][4]
+    stopped = generate(model, PROMPTS, 20, temperature=1.0, seed=1, stop_tokens=[stop])
+    for row, want in zip(stopped, free, strict=True):
+        assert row == (want[: want.index(stop)] if stop in want else want)
+
+
+def test_equal_seeds_give_equal_tokens_and_others_do_not(model):
+    draw = lambda seed: generate(model, PROMPTS, 10, temperature=1.0, seed=seed)
+    assert draw(1) == draw(1) != draw(2)
+
+
+def frequencies(sampling: Sampling, logits: list[float], draws: int = 4000) -> np.ndarray:
+    rows = jnp.broadcast_to(jnp.asarray(logits), (draws, len(logits)))
+    return np.bincount(sampling.draw(rows, jax.random.key(0)), minlength=len(logits)) / draws
+
+
+@pytest.mark.parametrize(
+    ("sampling", "probabilities"),
+    [
+        (Sampling(0.0), [0, 1, 0, 0]),
+        (Sampling(1.0), [0.1, 0.6, 0.2, 0.1]),
+        (Sampling(0.5), [0.01 / 0.42, 0.36 / 0.42, 0.04 / 0.42, 0.01 / 0.42]),
+        (Sampling(1.0, top_k=2), [0, 0.75, 0.25, 0]),
+        (Sampling(1.0, top_p=0.5), [0, 1, 0, 0]),
+        (Sampling(1.0, top_p=0.7), [0, 0.75, 0.25, 0]),
+        (Sampling(1.0, vocab_size=1), [1, 0, 0, 0]),
+    ],
+)
+def test_draws_follow_the_distribution_asked_for(sampling, probabilities):
+    got = frequencies(sampling, np.log([0.1, 0.6, 0.2, 0.1]).tolist())
+    # five standard deviations of a frequency over 4000 draws
+    bound = 5 * np.sqrt(np.array(probabilities) * (1 - np.array(probabilities)) / 4000)
+    assert np.all(np.abs(got - probabilities) <= bound)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "prompts is empty"),
+        ([[1], []], {}, r"prompts\[1\] holds no token"),
+        ([[1, 61]], {}, r"prompts\[0\] holds token 61, outside the model's vocabulary of 61"),
+        ([[1] * 30], {}, r"prompts\[0\] of 30 tokens and max_new_tokens=5 exceed the 32"),
+        ([[1]], {"temperature": -1.0}, "temperature"),
+        ([[1]], {"top_p": 0.0}, "top_p"),
+        ([[1]], {"top_k": -1}, "top_k"),
+    ],
+)
+def test_what_cannot_be_generated_is_named(model, prompts, options, message):
+    with pytest.raises(InputError, match=message):
+        generate(model, prompts, 5, **options)
+
+
+def test_more_room_than_the_context_length_on_request(model):
+    assert len(generate(model, [[1] * 30], 5, max_length=64)[0]) == 5

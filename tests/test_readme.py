@@ -1,0 +1,38 @@
+"""The README tells the truth: its snippets run, its commands exist with the flags they show."""
+
+import re
+
+import pytest
+
+from configs import common
+from tests.conftest import ROOT, program
+
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_snippets_run(snippet):
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_config_keys_in_the_readme_exist():
+    config = common.get_config()
+    for line in re.findall(r"^\| (`.*?) \|", README, re.M):
+        section = ""
+        for key in re.findall(r"`(.*?)`", line):
+            key = section + key if key.startswith(".") else key
+            section = key.split(".")[0] if "." in key else ""
+            found = config
+            for part in key.split("."):
+                assert part in found, key
+                found = found[part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "generate.py"])
+def test_flags_in_the_readme_exist(name):
+    help_text = program(name, "--help").stdout
+    commands = re.findall(rf"^    python {name} (.*?)(?:  +#.*)?$", README, re.M)
+    flags = {flag for c in commands for flag in re.findall(r"--(\w+)(?![\w.])", c)}
+    assert commands and all(re.search(rf"--(\[no\])?{flag}\b", help_text) for flag in flags), flags

@@ -1,0 +1,77 @@
+"""The training step: its gradient is the loss's, micro-batches change nothing, and the start depends on the seed alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from t6jax import ModelConfig
+from t6jax.ops.cross_entropy import cross_entropy
+from t6jax.training.sharding import make_mesh
+from t6jax.training.step import Trainer
+
+EPSILON = np.finfo(np.float32).eps
+
+
+def trainer(config: dict) -> Trainer:
+    return Trainer(config, ModelConfig.from_dict(config["model"]), make_mesh(config["mesh"]))
+
+
+def windows(config: dict):
+    shape = (config["batch_size"], config["model"]["context_length"] + 1)
+    return jnp.asarray(np.random.default_rng(0).integers(0, 257, shape), jnp.int32)
+
+
+def test_cross_entropy_is_minus_log_softmax():
+    logits = np.random.default_rng(0).standard_normal((3, 7)) * 10
+    targets = np.array([0, 3, 6])
+    want = -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[np.arange(3), targets]
+    got = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets))
+    np.testing.assert_allclose(got, want, rtol=0, atol=8 * EPSILON * np.abs(logits).max())
+
+
+def test_steps_lower_the_loss_and_report_loss_and_gradient_norm(run_config):
+    t = trainer(run_config)
+    state, batch = t.create(jax.random.key(0)), windows(run_config)
+    model = nnx.merge(t.graph, jax.tree.map(jnp.copy, state.params))
+    loss = jnp.mean(cross_entropy(model(batch[:, :-1]), batch[:, 1:]))
+    losses = []
+    for _ in range(8):
+        state, metrics = t.step(state, batch)
+        losses.append(float(metrics["train_loss"]))
+    # compiled as a whole and not, a mean over 64 tokens and sums of up to 64 terms in each layer
+    assert abs(losses[0] - float(loss)) < 64 * EPSILON * float(loss)
+    assert losses[0] == losses[1], "the first step's learning rate is 0"
+    assert losses[-1] < losses[0] - 0.05
+    assert float(metrics["grad_norm"]) > 0 and int(state.step) == 8
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_give_the_whole_batchs_losses(run_config, parts):
+    def losses(accumulation):
+        t = trainer(run_config | {"accumulation_steps": accumulation})
+        state, batch = t.create(jax.random.key(0)), windows(run_config)
+        out = []
+        for _ in range(6):
+            state, metrics = t.step(state, batch)
+            out.append(float(metrics["train_loss"]))
+        return out
+
+    # the mean is taken in another order; Adam's division by the root of v lets tiny gradients' rounding through, at most
+    # learning rate times a relative error of the order of 1e-5 a step
+    np.testing.assert_allclose(losses(parts), losses(1), rtol=1e-5)
+
+
+def test_the_start_depends_on_the_seed_alone(run_config):
+    t = trainer(run_config)
+    same = t.create(jax.random.key(3)).params, t.create(jax.random.key(3)).params
+    jax.tree.map(np.testing.assert_array_equal, *same)
+    assert not np.array_equal(t.create(jax.random.key(4)).params["embedding"], same[0]["embedding"])
+
+
+def test_the_state_is_updated_in_place(run_config):
+    t = trainer(run_config)
+    compiled = t.step.lower(t.abstract_arrays(), windows(run_config)).compile()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(t.create, jax.random.key(0))))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size - 64  # all but a few scalars
