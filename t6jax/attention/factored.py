@@ -18,6 +18,7 @@ from t6jax.errors import InputError
 from t6jax.ops.causal_attention import causal_attention
 from t6jax.ops.decode import decode
 from t6jax.ops.precision import at_least_float32
+from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine
 from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery, key_value_factors
 
@@ -178,7 +179,7 @@ class Factored(Attention):
         return entry
 
     @property
-    def late_rope(self):
+    def late_rope(self) -> RoPE | None:
         """RoPE, where keys are rotated when they are read."""
         return self.rope if self.config.keys_rotated_when_read else None
 

@@ -55,12 +55,25 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def read_parameters(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
-    """The parameters of a published checkpoint's folder. Raises InputError where there are none, or the file is broken."""
+    """The parameters of a published checkpoint's folder, in one file or in the several that an index lists.
+
+    Raises InputError where there are none, or a file is broken.
+    """
     for name, read in READERS.items():
-        path = checkpoint / name
+        path, index = checkpoint / name, checkpoint / f"{name}.index.json"
         if path.is_file():
             return read(path)
+        if index.is_file():
+            return {name: x for part in _parts(index) for name, x in read(part).items()}
     raise InputError(f"{checkpoint} has neither {' nor '.join(READERS)}: name the folder of a published checkpoint")
+
+
+def _parts(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index lists, beside it."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) and n == pathlib.Path(n).name for n in names.values()):
+        raise InputError(f"{index} must map parameters to file names beside it under weight_map")
+    return [index.parent / name for name in sorted(set(names.values()))]
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

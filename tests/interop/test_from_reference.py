@@ -100,6 +100,23 @@ def test_broken_files_are_named(checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "run", **OPTIONS)
 
 
+def test_a_checkpoint_in_several_files_is_read_by_its_index(checkpoint):
+    whole = read_parameters(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    half = len(whole) // 2
+    parts = {"a.safetensors": dict(list(whole.items())[:half]), "b.safetensors": dict(list(whole.items())[half:])}
+    for name, part in parts.items():
+        save_file(part, checkpoint / name)
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {k: name for name, part in parts.items() for k in part}}))
+    read = read_parameters(checkpoint)
+    assert read.keys() == whole.keys()
+    assert all(np.array_equal(read[k], whole[k]) for k in whole)
+    index.write_text(json.dumps({"weight_map": {"x": "../a.safetensors"}}))
+    with pytest.raises(InputError, match="must map parameters to file names beside it"):
+        read_parameters(checkpoint)
+
+
 def test_a_bin_without_pytorch_says_what_to_do(checkpoint, monkeypatch):
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
