@@ -35,7 +35,7 @@ def test_prefill_then_decode_equals_the_full_forward_from_ragged_starts(config):
     for lengths in (starts, starts + 1):
         out, cache = extend(state, take(lengths, 1), cache, lengths + 1)
         np.testing.assert_allclose(out, expect(lengths, 1), atol=TOLERANCE, rtol=0)
-    lengths = starts + 2
+    lengths = starts + 2  # and two at once
     out, cache = extend(state, take(lengths, 2), cache, lengths + 2)
     np.testing.assert_allclose(out, expect(lengths, 2), atol=TOLERANCE, rtol=0)
 

@@ -9,7 +9,7 @@ from flax import nnx
 from t6jax.attention import MECHANISMS, Attention, AttentionConfig
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine, vec
-from tests.attention.cases import D_MODEL, arange_positions, build, case, hidden_states
+from tests.attention.cases import CASES, D_MODEL, arange_positions, build, case, hidden_states
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -80,6 +80,16 @@ def test_theorem_3_1_rotating_b_rotates_the_query_and_scores_depend_on_the_dista
     relative = (a_q.T @ b_q / 3 @ rotation(5, 8).T) @ (a_k.T @ b_k / 3).T
     np.testing.assert_allclose(scores[9, 4], relative, rtol=0, atol=64 * EPSILON * largest)
     assert np.abs(scores[4, 9] - scores[9, 4]).max() > 0.1 * largest, "the distance's sign counts"
+
+
+@pytest.mark.parametrize("name", [*MECHANISMS, "tpa shared B", "tpa_order3 shared B"])
+def test_only_distances_between_positions_count(name):
+    module, x = build(CASES[name]), hidden_states(2, 6)
+    run = jax.jit(lambda positions: module(x, positions)[0])
+    near, far = run(arange_positions(x)), run(arange_positions(x) + 9)
+    # angles up to 15 are rounded to 15 epsilon, and scores of a few units with them
+    np.testing.assert_allclose(far, near, rtol=0, atol=128 * EPSILON * np.abs(near).max())
+    assert np.abs(run(2 * arange_positions(x)) - near).max() > 1e-3, "and they do count"
 
 
 def test_theorem_e_1_rope_on_b_is_rope_on_the_whole():
