@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 RUN := runs/quickstart
 PROMPT := def __init__(self
 
-.PHONY: help setup quickstart test lint clean
+.PHONY: help setup quickstart test test-gpu lint clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -23,6 +23,9 @@ quickstart: .venv/installed
 
 test: lint
 	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -n auto
+
+test-gpu: .venv/installed
+	$(PYTHON) -m pytest tests/gpu
 
 lint: .venv/installed
 	$(PYTHON) -m ruff check .

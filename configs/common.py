@@ -7,13 +7,14 @@ from ml_collections import ConfigDict
 
 from t6jax.attention import MECHANISMS
 
-# Table 9; the devices there times the micro-batch times accumulation_steps are always 480 sequences. Learning rates by
-# section J.1, its medium's by the published configs: J.1 prints 3e-4 down to 6e-5, which section J.3 calls the ablation.
+# Table 9, whose devices times micro-batch times accumulation_steps are always 480 sequences; XL in twice as many parts, which
+# fit one GPU. Learning rates by section J.1, medium's by the published configs: for it J.1 prints 3e-4 down to 6e-5, which
+# section J.3 calls the ablation.
 SIZES = {
-    "small": {"num_layers": 12, "d_model": 768, "accumulation_steps": 5, "learning_rates": (6e-4, 3e-5)},
-    "medium": {"num_layers": 24, "d_model": 1024, "accumulation_steps": 3, "learning_rates": (6e-4, 3e-5)},
-    "large": {"num_layers": 36, "d_model": 1280, "accumulation_steps": 4, "learning_rates": (2e-4, 1e-5)},
-    "xl": {"num_layers": 48, "d_model": 1600, "accumulation_steps": 10, "learning_rates": (1e-4, 1e-5)},
+    "small": {"layers": 12, "d_model": 768, "accumulation_steps": 5, "remat": "none", "learning_rates": (6e-4, 3e-5)},
+    "medium": {"layers": 24, "d_model": 1024, "accumulation_steps": 3, "remat": "none", "learning_rates": (6e-4, 3e-5)},
+    "large": {"layers": 36, "d_model": 1280, "accumulation_steps": 4, "remat": "none", "learning_rates": (2e-4, 1e-5)},
+    "xl": {"layers": 48, "d_model": 1600, "accumulation_steps": 20, "remat": "dots", "learning_rates": (1e-4, 1e-5)},
 }
 
 
@@ -28,7 +29,7 @@ def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
     of_size = SIZES[size]
     config = get_config()
     config.accumulation_steps = of_size["accumulation_steps"]
-    config.model.update(num_layers=of_size["num_layers"], d_model=of_size["d_model"])
+    config.model.update(num_layers=of_size["layers"], d_model=of_size["d_model"], remat=of_size["remat"])
     config.model.attention = attention(mechanism, **settings)
     config.optimizer.learning_rate, config.optimizer.min_learning_rate = of_size["learning_rates"]
     return config
@@ -74,7 +75,7 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
             },
             # devices along each axis; one may be -1, for all that are left
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # the mesh axis that each named axis of the parameters is split over; "": none
             "sharding": {
                 "d_model": "fsdp",

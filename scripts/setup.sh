@@ -24,7 +24,7 @@ pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
 
 # the driver says which CUDA it can run: 13 from driver 580 on
 driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)
-if [ -n "$driver" ]; then
+if [[ $driver =~ ^[0-9]+\. ]]; then # not what nvidia-smi prints where it finds no device
   cuda=$([ "${driver%%.*}" -ge 580 ] && echo cuda13 || echo cuda12)
   version=$(sed -n 's/^jax==//p' requirements.txt)
   echo "NVIDIA driver $driver: adding JAX $version for $cuda"

@@ -43,8 +43,6 @@ class ModelConfig:
                 raise InputError(f"model.{key} must be at least 1; got {getattr(self, key)}")
         if self.mlp_width < 0:
             raise InputError(f"model.mlp_width must be at least 1, or 0 for floor(8/3 d_model); got {self.mlp_width}")
-        if not self.mlp_width:
-            object.__setattr__(self, "mlp_width", 8 * self.d_model // 3)
         if self.rope_base <= 0:
             raise InputError(f"model.rope_base must be positive; got {self.rope_base}")
         for key, allowed in (
@@ -78,9 +76,14 @@ class ModelConfig:
         return dataclasses.asdict(self) | {"attention": {"name": self.attention.name} | dataclasses.asdict(self.attention)}
 
     @property
+    def swiglu_width(self) -> int:
+        """Of the SwiGLU: mlp_width, or the published floor(8/3 d_model)."""
+        return self.mlp_width or 8 * self.d_model // 3
+
+    @property
     def parameter_count(self) -> int:
         """All parameters, the embedding counted once."""
-        block = self.attention.parameter_count(self.d_model) + 3 * self.d_model * self.mlp_width
+        block = self.attention.parameter_count(self.d_model) + 3 * self.d_model * self.swiglu_width
         return self.vocab_size * self.d_model + self.num_layers * block
 
     @property

@@ -39,13 +39,23 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must lie in (0, 1]; got {self.top_p}")
 
-    def draw(self, logits: Float[Array, "B V"], key: Key[Array, ""]) -> Int[Array, "B"]:
-        """One token for each row."""
+    def kind(self) -> "Sampling":
+        """What has to be compiled anew: all but the values of temperature and top_p, which `draw` takes traced."""
+        return dataclasses.replace(self, temperature=float(self.temperature > 0), top_p=1.0 if self.top_p == 1 else 0.5)
+
+    def draw(
+        self,
+        logits: Float[Array, "B V"],
+        key: Key[Array, ""],
+        temperature: Float[Array, ""] | float | None = None,
+        top_p: Float[Array, ""] | float | None = None,
+    ) -> Int[Array, "B"]:
+        """One token for each row. temperature and top_p: in place of its own, where those are not 0 and not 1."""
         if self.vocab_size:
             logits = jnp.where(jnp.arange(logits.shape[-1]) < self.vocab_size, logits, -jnp.inf)
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logits = logits / self.temperature
+        logits = logits / (self.temperature if temperature is None else temperature)
         if 0 < self.top_k < logits.shape[-1]:
             least = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
             logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -53,7 +63,7 @@ class Sampling:
             ranked = jnp.sort(logits, axis=-1, descending=True)
             p = jax.nn.softmax(ranked, axis=-1)
             # a token stays if those before it do not reach top_p yet; so the likeliest always stays
-            kept = jnp.cumsum(p, axis=-1) - p < self.top_p
+            kept = jnp.cumsum(p, axis=-1) - p < (self.top_p if top_p is None else top_p)
             least = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
             logits = jnp.where(logits < least, -jnp.inf, logits)
         return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
@@ -103,7 +113,8 @@ def stream(
     max_length: room of the caches, prompt and new tokens together; default the model's context_length.
 
     Decoding is compiled once for a number of prompts and a max_length, whatever the lengths; prefill once for each power
-    of two that the longest prompt is padded to. Raises InputError for what does not fit or is outside the vocabulary.
+    of two that the longest prompt is padded to. Each call makes a copy of the parameters in the form that decodes fastest:
+    give model.unstacked() where many calls follow. Raises InputError for what does not fit or is outside the vocabulary.
     """
     config = model.config
     room = config.context_length if max_length is None else max_length
@@ -115,9 +126,11 @@ def stream(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
 
-    graph, params = nnx.split(_unstack(model))
+    # one that is unstacked already is not copied again
+    graph, params = nnx.split(model if isinstance(model.blocks, nnx.List) else _unstacked(model))
+    kind, knobs = sampling.kind(), (sampling.temperature, sampling.top_p)
     stops = tuple(sorted(set(stop_tokens)))
-    state = _prefill(graph, params, tokens, lengths, jax.random.key(seed), room, sampling, stops)
+    state = _prefill(graph, params, tokens, lengths, jax.random.key(seed), knobs, room, kind, stops)
     finished = np.zeros(len(prompts), bool)
     # The state after the first token is one token ahead of the caches. Each chunk is launched before the one before it
     # is looked at, so that the device need not wait for the host.
@@ -125,7 +138,7 @@ def stream(
     while waiting or made < max_new_tokens:
         if made < max_new_tokens and not finished.all():
             steps = min(CHUNK, max_new_tokens - made)
-            state, chunk = _decode(graph, params, state, steps, sampling, stops)
+            state, chunk = _decode(graph, params, state, steps, knobs, kind, stops)
             waiting.append(chunk[:steps])
             made += steps
         elif finished.all():
@@ -140,21 +153,22 @@ def stream(
         yield rows
 
 
-def _unstack(model: T6) -> T6:
-    return nnx.jit(lambda m: m.unstacked())(model)
+@nnx.jit
+def _unstacked(model: T6) -> T6:
+    return model.unstacked()
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "room", "sampling", "stops"))
-def _prefill(graph, params, tokens, lengths, key, room, sampling, stops) -> _State:
+@functools.partial(jax.jit, static_argnames=("graph", "room", "kind", "stops"))
+def _prefill(graph, params, tokens, lengths, key, knobs, room, kind, stops) -> _State:
     model = nnx.merge(graph, params)
     logits, caches = model.prefill(tokens, lengths, model.empty_caches(len(tokens), room))
     key, draw = jax.random.split(key)
-    first = sampling.draw(logits, draw)
+    first = kind.draw(logits, draw, *knobs)
     return _State(caches, first, lengths, _is_stop(first, stops), key)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampling", "stops"), donate_argnames="state")
-def _decode(graph, params, state, steps, sampling, stops) -> tuple[_State, Int[Array, "CHUNK B"]]:
+@functools.partial(jax.jit, static_argnames=("graph", "kind", "stops"), donate_argnames="state")
+def _decode(graph, params, state, steps, knobs, kind, stops) -> tuple[_State, Int[Array, "CHUNK B"]]:
     """Up to CHUNK further tokens of each sequence, `steps` of them asked for; fewer once all have met a stop token."""
     model = nnx.merge(graph, params)
 
@@ -163,7 +177,7 @@ def _decode(graph, params, state, steps, sampling, stops) -> tuple[_State, Int[A
         lengths = state.lengths + 1
         logits, caches = model.extend(state.tokens[:, None], lengths, state.caches)
         key, draw = jax.random.split(state.key)
-        tokens = sampling.draw(logits[:, 0], draw)
+        tokens = kind.draw(logits[:, 0], draw, *knobs)
         done = state.done | _is_stop(tokens, stops)
         return i + 1, _State(caches, tokens, lengths, done, key), made.at[i].set(tokens)
 
@@ -178,7 +192,7 @@ def _is_stop(tokens: Int[Array, "B"], stops: tuple[int, ...]) -> Bool[Array, "B"
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int, vocab_size: int) -> None:
-    if not prompts:
+    if not len(prompts):
         raise InputError("prompts is empty: give at least one prompt")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1; got {max_new_tokens}")

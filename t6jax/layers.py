@@ -1,8 +1,11 @@
 """The parts of a T6 block that are not attention: parameters with named axes, RMSNorm, SwiGLU (section 3.5)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 from t6jax.ops.precision import at_least_float32
@@ -30,6 +33,22 @@ def rms_norm(
     wide = at_least_float32(x)
     normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
     return normed if weight is None else normed * weight.astype(x.dtype)
+
+
+# the mesh axes that the rows of a batch are split over
+BATCH_AXES = ("data", "fsdp")
+
+
+def split_batch(x: Float[Array, "B *rest"]) -> Float[Array, "B *rest"]:
+    """Keeps the rows of x split over the batch's axes of the mesh that is being compiled for, if there is one.
+
+    Without it the compiler, seeing parameters split over fsdp, may split features instead and send activations around.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 class SwiGLU(nnx.Module):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
-from t6jax.layers import SwiGLU, parameter, rms_norm, uniform
+from t6jax.layers import SwiGLU, parameter, rms_norm, split_batch, uniform
 from t6jax.ops.precision import accumulator
 from t6jax.ops.rope import RoPE
 
@@ -21,15 +21,16 @@ class Block(nnx.Module):
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         rope = RoPE(config.rope_base, config.rope_table_dtype)
         self.attention = config.attention.build(config.d_model, rope=rope, rngs=rngs, **dtypes)
-        self.mlp = SwiGLU(config.d_model, config.mlp_width, rngs=rngs, **dtypes)
+        self.mlp = SwiGLU(config.d_model, config.swiglu_width, rngs=rngs, **dtypes)
 
     def __call__(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
     ) -> tuple[Float[Array, "B T d_model"], Any]:
         """The block over whole sequences, and the tokens' cache entries."""
+        x = split_batch(x)
         update, entry = self.attention(rms_norm(x), positions, segment_ids)
         x = x + update
-        return x + self.mlp(rms_norm(x)), entry
+        return split_batch(x + self.mlp(rms_norm(x))), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]
@@ -139,7 +140,8 @@ class T6(nnx.Module):
         return x, [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
-        return self.embedding[...].astype(self.config.dtype)[tokens]
+        # gathered first: the gradient of a frequent token is then a sum in the parameters' dtype
+        return self.embedding[...][tokens].astype(self.config.dtype)
 
     def _head(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
         table = self.embedding[...].astype(self.config.dtype)

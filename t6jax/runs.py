@@ -83,7 +83,11 @@ def restore_newest[T](workdir: pathlib.Path, steps: list[int], restore: Callable
         path = workdir / CHECKPOINTS / str(step)
         try:
             return step, restore(step)
+        except (MemoryError, PermissionError):  # says nothing of the files
+            raise
         except Exception as e:  # whatever Orbax and TensorStore raise for damaged files: no one class covers it
+            if "RESOURCE_EXHAUSTED" in str(e):
+                raise
             reason = f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"
             warnings.warn(f"checkpoint {path} cannot be read and is passed over ({reason})", stacklevel=2)
     raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")

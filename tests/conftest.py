@@ -70,6 +70,3 @@ def command(name: str, *flags: str) -> list[str]:
 
 def process_options() -> dict:
     return {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
-
-    """A context in which any compilation is an error."""
-    return lambda: jax.log_compiles(True)

@@ -14,8 +14,8 @@ def test_from_dict_and_to_dict_are_inverse_and_fit_for_json(tiny_model_config):
 
 
 def test_the_mlp_is_as_wide_as_published_unless_set():
-    assert ModelConfig.from_dict(TINY | {"d_model": 1600}).mlp_width == 4266
-    assert ModelConfig.from_dict(TINY | {"mlp_width": 30}).mlp_width == 30
+    assert ModelConfig.from_dict(TINY | {"d_model": 1600}).swiglu_width == 4266
+    assert ModelConfig.from_dict(TINY | {"mlp_width": 30}).swiglu_width == 30
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ HEADS = {
     "tpa_kvonly": (22, 29, 37, 47),
     "tpa": (34, 47, 61, 78),
 }
-# Table 9; sections J.1 and J.3
-SHAPES = {"small": (12, 768, 5), "medium": (24, 1024, 3), "large": (36, 1280, 4), "xl": (48, 1600, 10)}
+# Table 9, but for XL twice its accumulation steps; sections J.1 and J.3
+SHAPES = {"small": (12, 768, 5), "medium": (24, 1024, 3), "large": (36, 1280, 4), "xl": (48, 1600, 20)}
 LEARNING_RATES = {"small": (6e-4, 3e-5), "medium": (6e-4, 3e-5), "large": (2e-4, 1e-5), "xl": (1e-4, 1e-5)}
 ABLATIONS = (
     "xl_tpa_kvonly_r4",

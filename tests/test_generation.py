@@ -1,5 +1,7 @@
 """Generation: greedy is recomputing everything, decoding is compiled once, sampling draws from what it may."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,6 @@ import pytest
 from flax import nnx
 
 from t6jax import T6, InputError, ModelConfig, generate
-from t6jax import generation as generation_module
 from t6jax.generation import Sampling, stream
 from tests.conftest import TINY
 from tests.test_model import lively
@@ -33,12 +34,16 @@ def test_greedy_is_recomputing_the_full_forward_at_every_token(model):
         assert len(new) == 20
 
 
-def test_decoding_is_compiled_once_whatever_the_lengths(model):
-    generate(model, PROMPTS, 3)
-    compiled = generation_module._decode._cache_size(), generation_module._prefill._cache_size()
-    for prompts, tokens in (([[1], [2, 3], [4]], 25), ([[7] * 14, [8], [9] * 3], 11)):
-        generate(model, prompts, tokens)
-    assert (generation_module._decode._cache_size(), generation_module._prefill._cache_size()) == compiled
+def test_nothing_is_compiled_again_whatever_the_lengths_and_temperatures(model, caplog):
+    generate(model, PROMPTS, 3, temperature=1.0, top_p=0.9)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for prompts, tokens, temperature in (([[1], [2, 3], [4]], 25, 0.7), ([[7] * 14, [8], [9] * 3], 11, 0.1)):
+            generate(model, prompts, tokens, temperature=temperature, top_p=temperature)
+    assert not [record.message for record in caplog.records if "Compiling" in record.message]
+    generate(model, PROMPTS, 3, max_length=30)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        generate(model, PROMPTS, 3, max_length=29)
+    assert [record.message for record in caplog.records if "Compiling" in record.message], "what is looked for is there"
 
 
 def test_streaming_yields_what_generate_returns(model):

@@ -41,7 +41,9 @@ def validation_batches(
     """
     windows = Windows(find_shards(folder, "val"), context_length, vocab_size)
     dataset = grain.MapDataset.source(windows).shuffle(seed=0).batch(batch_size, drop_remainder=False)
-    for i in range(len(dataset) if max_batches is None else min(max_batches, len(dataset))):
-        rows = dataset[i]
+
+    def filled(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         short = batch_size - len(rows)
-        yield np.pad(rows, ((0, short), (0, 0))), np.pad(np.ones(len(rows), np.float32), (0, short))
+        return np.pad(rows, ((0, short), (0, 0))), np.pad(np.ones(len(rows), np.float32), (0, short))
+
+    return (filled(dataset[i]) for i in range(len(dataset) if max_batches is None else min(max_batches, len(dataset))))

@@ -1,6 +1,7 @@
 """Where text comes from: the user's files, or those of the running Python."""
 
 import hashlib
+import os
 import pathlib
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def split(found: list[Document], validation_fraction: float) -> tuple[list[Docum
     wanted = validation_fraction * sum(d.size for d in found)
     validation: set[str] = set()
     size = 0
-    for document in sorted(found, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
+    for document in sorted(found, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
         # one that is far larger than what is wanted belongs to training, unless nothing else is left
         if size + document.size <= wanted:
             validation.add(document.name)

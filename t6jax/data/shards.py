@@ -71,7 +71,10 @@ class Windows:
         self._ends = np.cumsum(counts)
         self._open: dict[int, np.ndarray] = {}
         if not len(self):
-            raise InputError(f"{paths[0].parent} holds too few tokens for one window of context_length + 1 = {length + 1}")
+            raise InputError(
+                f"{paths[0].parent} holds too few tokens in {paths[0].name} and the like for "
+                f"one window of context_length + 1 = {length + 1}: give more text, or a larger data.validation_fraction"
+            )
 
     def __len__(self) -> int:
         return int(self._ends[-1])

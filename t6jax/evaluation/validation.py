@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,17 @@ def make_loss_sums(graph: nnx.GraphDef[T6]) -> Callable:
     return loss_sums
 
 
-def validation_loss(loss_sums: Callable, params, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean loss in nats a token over the batches."""
-    nats = tokens = 0.0
-    for windows, mask in batches:
-        batch_nats, batch_tokens = loss_sums(params, windows, mask)
-        nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
-    return nats / tokens
+def validation_loss(
+    loss_sums: Callable,
+    params: Any,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    sharding: jax.sharding.Sharding | None = None,
+) -> float:
+    """Mean loss in nats a token over the batches, whose rows lie on the devices as `sharding` says."""
+    # looked at when all are launched, so that the device need not wait for the host; summed in float64
+    sums = [loss_sums(params, *jax.device_put(batch, sharding)) for batch in batches]
+    nats, tokens = np.asarray(jax.device_get(sums), np.float64).reshape(-1, 2).sum(axis=0)
+    return float(nats / tokens) if tokens else math.nan
 
 
 @dataclasses.dataclass(frozen=True)

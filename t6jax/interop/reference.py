@@ -133,7 +133,7 @@ def _mechanism(source: _Source) -> tuple[str, dict[str, int]]:
 
 
 def _block(source: _Source, config: ModelConfig, prefix: str) -> dict[str, dict[str, np.ndarray]]:
-    c, d_model, width = config.attention, config.d_model, config.mlp_width
+    c, d_model, width = config.attention, config.d_model, config.swiglu_width
     attention = ATTENTION[c.name](source, c, d_model, prefix + "attn.")
     output = source.linear(prefix + "attn.c_proj.weight", c.num_heads * c.head_dim, d_model)
     attention["w_o"] = output.reshape(c.num_heads, c.head_dim, d_model)

@@ -62,6 +62,8 @@ def _choose(name: str | None) -> Callable:
 def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> Array:
     if not isinstance(cache, TPACache):
         raise InputError(f"cache must be a TPACache (TPACache.from_factors makes one), got {type(cache).__name__}")
+    if not isinstance(query, TPAQuery | jax.Array | np.ndarray):
+        raise InputError(f"query must be a TPAQuery(a, b) or a dense array, got {type(query).__name__}")
     batch, max_length = cache.batch, cache.max_length
     heads, dim = cache.stored().a_k.shape[-1], cache.stored().b_k.shape[-1]
     if isinstance(query, TPAQuery):

@@ -14,15 +14,18 @@ def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampl
     workdir, _ = locate(ckpt)
     tokenizer = get_tokenizer(read_config(workdir)["data"]["tokenizer"])
     if prompt is None:
-        prompt = sys.stdin.read()
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     model, config = load(ckpt)
-    tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode()).tolist()]
+    tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode("utf-8", "replace")).tolist()]
     if len(tokens) >= config.context_length:
         raise InputError(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the model's context_length={config.context_length}: "
             "shorten it"
         )
-    max_new_tokens = min(max_new_tokens, config.context_length - len(tokens))
+    room = config.context_length - len(tokens)
+    if max_new_tokens > room:
+        print(f"at most {room} tokens: the model's context_length is {config.context_length}", file=sys.stderr)
+        max_new_tokens = room
     # a token may end inside a character
     text = codecs.getincrementaldecoder("utf-8")("replace")
     print(prompt, end="", flush=True)

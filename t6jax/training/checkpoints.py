@@ -23,9 +23,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
 
     def save(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> None:
-        """Saves the state behind `step` steps, unless that is there already; returns before it is written."""
-        if step in checkpoint_steps(self._workdir):
-            return
+        """Saves the state behind `step` steps; returns before it is written."""
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -58,12 +56,16 @@ class Checkpoints:
         found, state = restore_newest(self._workdir, steps, restore)
         folder = self._workdir / CHECKPOINTS
         for step in steps[: steps.index(found)]:
-            (folder / str(step)).rename(folder / f"{step}.unreadable")
+            names = (folder / f"{step}.unreadable{n}" for n in ("", *(f".{i}" for i in range(2, 1000))))
+            (folder / str(step)).rename(next(name for name in names if not name.exists()))
         self._manager.reload()
         return found, state
 
-    def close(self) -> None:
-        """Waits until everything saved is written."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Waits until everything saved is written, whatever ended the run."""
         self._manager.wait_until_finished()
         self._manager.close()
 

@@ -1,10 +1,13 @@
 """The training run: prepare or find the data, resume, step, validate, save, report."""
 
 import contextlib
+import fcntl
+import itertools
+import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +20,6 @@ from t6jax.evaluation.validation import entropies, make_loss_sums, report, valid
 from t6jax.runs import CONFIG, data_folder, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
-from t6jax.training.optimizer import learning_rate
 from t6jax.training.settings import check, differences
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer, TrainState
@@ -30,14 +32,18 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Sign
     Raises InputError for what the user can put right.
     """
     workdir = pathlib.Path(workdir)
+    with _alone(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals | None:
     model_config = check(config)
+    if jax.process_count() > 1:
+        raise InputError("training runs in one process, with all the devices it sees; this one is one of several")
     mesh = make_mesh(config["mesh"])
-    folder, manifest = _data(config, model_config, workdir)
     if (workdir / CONFIG).exists():
         _refuse_another_config(config, workdir)
-    write_config(workdir, config)
-
-    trainer = Trainer(config, model_config, mesh)
+    folder, manifest = _data(config, model_config, workdir)
     windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
     batches = training_batches(
         folder,
@@ -52,24 +58,28 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Sign
         max_batches=config["validation"]["batches"],
         **windows,
     )
-    checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"])
-    restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
-    start, state = restored or (0, trainer.create(jax.random.key(config["seed"])))
-    loss_sums = make_loss_sums(trainer.graph)
-    run = _Run(config, model_config, trainer, checkpoints, MetricsLog(workdir, start, config["log"]["tensorboard"]))
-    _say(f"{model_config.parameter_count:,} parameters; data in {folder}; run in {workdir}")
-    if restored:
-        _say(f"resumed from step {start}")
+    validation_set()  # finds what is wrong with the validation data before anything is trained
+    write_config(workdir, config)
 
-    validate = lambda params: validation_loss(loss_sums, params, validation_set())
-    state, stopped = run.steps(start, state, batches, validate)
-    checkpoints.close()
-    run.log.close()
+    trainer = Trainer(config, model_config, mesh)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, config["checkpoint"]["keep"]))
+        restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
+        start, state = restored or (0, trainer.create(jax.random.key(config["seed"])))
+        log = stack.enter_context(MetricsLog(workdir, start, config["log"]["tensorboard"]))
+        _say(f"{model_config.parameter_count:,} parameters; data in {folder}; run in {workdir}")
+        if restored:
+            _say(f"resumed from step {start}")
+        loss_sums = make_loss_sums(trainer.graph)
+        validate = lambda params, until: validation_loss(
+            loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
+        )
+        state, stopped = _Run(config, model_config, trainer, checkpoints, log).steps(start, state, batches, validate)
     if stopped:
         _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
         return stopped
 
-    loss = validate(state.params)
+    loss = validate(state.params, ())
     bytes_per_token = manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
     _say(report(loss, entropies(folder, model_config.vocab_size, validation_set()), bytes_per_token))
     return None
@@ -86,8 +96,7 @@ class _Run:
         checkpoints: Checkpoints,
         log: MetricsLog,
     ):
-        self._config, self._trainer, self._checkpoints, self.log = config, trainer, checkpoints, log
-        self._schedule = learning_rate(config["optimizer"])
+        self._config, self._trainer, self._checkpoints, self._log = config, trainer, checkpoints, log
         self._tokens_per_step = config["batch_size"] * model_config.context_length
         self._flops_per_token = flops_per_token(model_config, model_config.context_length)
         self._peak = peak_flops()
@@ -104,31 +113,31 @@ class _Run:
         step_fn = self._compile(state)
         # Metrics are read one step late, so that the device always has its next step while the host looks at numbers.
         pending: tuple[int, dict] | None = None
-        clock, counted = time.perf_counter(), start
+        self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
             for step in range(start + 1, total + 1):
                 batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, next(batches))
                 state, metrics = step_fn(state, batch)
                 if pending:
-                    clock, counted = self._report(*pending, clock, counted)
+                    self._report(*pending)
                     pending = None
-                due = {name: step % n == 0 for name, n in every.items()} | {"end": step == total or bool(caught)}
-                if due["log"] or due["end"]:
+                due = {name: step % n == 0 for name, n in every.items()}
+                if due["log"] or step == total:
                     pending = (step, metrics)
-                if due["end"] or due["validation"] or due["checkpoint"]:
-                    if pending:
-                        clock, counted = self._report(*pending, clock, counted)
-                        pending = None
+                if due["validation"] or due["checkpoint"] or step == total or caught:
+                    # a state that is not finite must not replace one that is
+                    self._report(step, metrics, log=pending is not None or bool(caught))
+                    pending = None
                     paused = time.perf_counter()
-                    if due["validation"]:
-                        loss = validate(state.params)
-                        self.log.write(step, {"val_loss": loss})
-                        _say(f"step {step}/{total}  validation loss {loss:.4f}")
-                    if due["checkpoint"] or due["end"]:
+                    if due["validation"] and not caught:
+                        self._validated(step, validate(state.params, caught), caught)
+                    # a signal may come at any time before this line, and is obeyed here or a step later
+                    stop = bool(caught)
+                    if due["checkpoint"] or step == total or stop:
                         self._checkpoints.save(step, state, batches)
-                    clock += time.perf_counter() - paused
-                if caught:
-                    return state, caught[0]
+                    self._clock += time.perf_counter() - paused
+                    if stop:
+                        return state, caught[0]
         return state, None
 
     def _compile(self, state: TrainState) -> Callable:
@@ -139,18 +148,28 @@ class _Run:
         _say(f"compiled the training step in {duration(time.perf_counter() - began)}")
         return compiled
 
-    def _report(self, step: int, metrics: Mapping, clock: float, counted: int) -> tuple[float, int]:
-        values = {name: float(value) for name, value in metrics.items()}  # waits for that step
-        now = time.perf_counter()
-        rate = (step - counted) / max(now - clock, 1e-9)
-        values["learning_rate"] = float(self._schedule(step - 1))
+    def _validated(self, step: int, loss: float, caught: Sequence) -> None:
+        if not caught:  # else only some of the batches were looked at
+            self._log.write(step, {"val_loss": loss})
+            _say(f"step {step}/{self._config['steps']}  validation loss {loss:.4f}")
+
+    def _report(self, step: int, metrics: Mapping, *, log: bool = True) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for that step
+        if not (math.isfinite(values["train_loss"]) and math.isfinite(values["grad_norm"])):
+            raise InputError(
+                f"the loss of step {step} is {values['train_loss']}, its gradient's norm {values['grad_norm']}: lower "
+                "optimizer.learning_rate; what was saved before stays"
+            )
+        if not log:
+            return
+        now, total = time.perf_counter(), self._config["steps"]
+        rate = (step - self._counted) / max(now - self._clock, 1e-9)
         values["tokens_per_second"] = rate * self._tokens_per_step
         if self._peak:
             values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
-        self.log.write(step, values)
-        total = self._config["steps"]
+        self._log.write(step, values)
         _say(progress_line(step, total, values, (total - step) / rate))
-        return now, step
+        self._clock, self._counted = now, step
 
 
 def _data(config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path) -> tuple[pathlib.Path, dict | None]:
@@ -173,6 +192,22 @@ def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> 
     if changed:
         listed = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
         raise InputError(f"{workdir} holds a run of another config ({listed}): give another --workdir, or the old values")
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes workdir, and keeps other processes of this machine from training in it at the same time."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as e:
+        raise InputError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise InputError(f"another process is training in {workdir}: wait for it, or give another --workdir") from e
+        yield
 
 
 @contextlib.contextmanager

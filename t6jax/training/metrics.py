@@ -66,7 +66,10 @@ class MetricsLog:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
         if self._events is not None:

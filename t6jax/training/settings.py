@@ -9,12 +9,15 @@ from t6jax.data.tokenizers import TOKENIZERS
 from t6jax.errors import InputError
 from t6jax.training.sharding import BATCH_AXES, make_mesh
 
-# what may change when a run goes on: none of it alters the losses of the steps to come
-CHANGEABLE = ("steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat")
+# what may change when a run goes on: none of it alters the losses of the steps to come, but for the order of sums
+CHANGEABLE = ("steps", "accumulation_steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat")
 
 
-def check(config: Mapping[str, Any]) -> ModelConfig:
-    """The model's config; raises InputError for values that cannot work together."""
+def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
+    """The model's config; raises InputError for values that cannot work together.
+
+    plan: the mesh may ask for devices that are not there.
+    """
     for key in ("steps", "batch_size", "accumulation_steps"):
         if config[key] < 1:
             raise InputError(f"{key} must be at least 1; got {config[key]}")
@@ -24,12 +27,21 @@ def check(config: Mapping[str, Any]) -> ModelConfig:
     for name, key in (("validation", "batch_size"), ("validation", "batches"), ("checkpoint", "keep")):
         if config[name][key] < 1:
             raise InputError(f"{name}.{key} must be at least 1; got {config[name][key]}")
+    if config["data"]["path"] and config["data"]["source"]:
+        raise InputError(
+            f"data.path={config['data']['path']!r} and data.source={config['data']['source']!r} are both given: take the shards "
+            "of the one, or with --config.data.path= the texts of the other"
+        )
     if config["data"]["tokenizer"] not in TOKENIZERS:
         raise InputError(f"data.tokenizer must be one of {', '.join(TOKENIZERS)}; got {config['data']['tokenizer']!r}")
     rows, parts = config["batch_size"], config["accumulation_steps"]
     if rows % parts:
         raise InputError(f"batch_size={rows} must be a multiple of accumulation_steps={parts}")
-    mesh = make_mesh(config["mesh"])
+    if config["model"]["param_dtype"] != "float32":
+        raise InputError(f"model.param_dtype must be float32 to train; got {config['model']['param_dtype']!r}")
+    if config["seed"] < 0:
+        raise InputError(f"seed must be at least 0; got {config['seed']}")
+    mesh = make_mesh(config["mesh"], plan=plan)
     split = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if rows // parts % split:
         raise InputError(
@@ -39,9 +51,12 @@ def check(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) of all that differs, except what may change when a run goes on."""
+    """Dotted key -> (old, new) of all that differs, except what may change when a run goes on.
+
+    A key that the old config does not have came later; its default is what the run did without it.
+    """
     old, new = _flat(old), _flat(new)
-    changed = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    changed = {key: (old[key], new.get(key)) for key in old if old[key] != new.get(key)}
     fixed = {k: v for k, v in changed.items() if not any(k == c or k.startswith(c + ".") for c in CHANGEABLE)}
     return dict(sorted(fixed.items()))
 

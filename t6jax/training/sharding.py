@@ -6,16 +6,19 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t6jax.errors import InputError
+from t6jax.layers import BATCH_AXES
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(config: Mapping[str, int]) -> Mesh:
-    """The mesh of all devices with the sizes the config gives; one of them may be -1, for what is left."""
+def make_mesh(config: Mapping[str, int], *, plan: bool = False) -> Mesh | AbstractMesh:
+    """The mesh of all devices with the sizes the config gives; one of them may be -1, for what is left.
+
+    plan: where the sizes ask for other devices than there are, a mesh without devices, to look at shardings with.
+    """
     sizes = [config[axis] for axis in MESH_AXES]
     devices = jax.device_count()
     known = math.prod(s for s in sizes if s != -1)
@@ -23,14 +26,17 @@ def make_mesh(config: Mapping[str, int]) -> Mesh:
         raise InputError(
             f"mesh sizes must be at least 1, and one of them may be -1; got {dict(zip(MESH_AXES, sizes, strict=True))}"
         )
-    sizes = [devices // known if s == -1 else s for s in sizes]
+    sizes = [max(devices // known, 1) if s == -1 else s for s in sizes]
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    if plan and math.prod(sizes) != devices:
+        return AbstractMesh(sizes, MESH_AXES, axis_types=axis_types)
     if math.prod(sizes) != devices:
         asked = ", ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise InputError(f"mesh ({asked}) does not multiply to the {devices} devices at hand")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types)
 
 
-def parameter_shardings(state: nnx.State, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[str, Any]:
+def parameter_shardings(state: nnx.State, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None]) -> dict[str, Any]:
     """A NamedSharding for each parameter, as a pure dict: its named axes by the rules, stacked layer axes not split.
 
     rules: name of a parameter's axis -> mesh axis or "". An axis that the mesh axis does not divide is not split; nor is a
@@ -55,11 +61,11 @@ def parameter_shardings(state: nnx.State, mesh: Mesh, rules: Mapping[str, str | 
     return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(one(v)), state, is_leaf=is_variable))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Rows of a batch over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

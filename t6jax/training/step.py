@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from t6jax.config import ModelConfig
 from t6jax.model import T6, abstract
 from t6jax.ops.cross_entropy import cross_entropy
-from t6jax.training.optimizer import make_optimizer
+from t6jax.training.optimizer import learning_rate, make_optimizer
 from t6jax.training.sharding import batch_sharding, parameter_shardings, replicated
 
 
@@ -35,10 +35,11 @@ class Trainer:
     graph: the model's structure; nnx.merge(graph, state.params) is the model.
     """
 
-    def __init__(self, config: Mapping[str, Any], model_config: ModelConfig, mesh: Mesh):
+    def __init__(self, config: Mapping[str, Any], model_config: ModelConfig, mesh: Mesh | AbstractMesh):
         self._config, self._model_config = config, model_config
         self._accumulation = config["accumulation_steps"]
         self._optimizer = make_optimizer(config["optimizer"])
+        self._schedule = learning_rate(config["optimizer"])
         self.mesh = mesh
         self.graph, state = nnx.split(abstract(model_config))
         self.abstract_state = jax.eval_shape(self._create, jax.random.key(0))
@@ -75,14 +76,19 @@ class Trainer:
         return TrainState(everywhere, params, opt_state, everywhere)
 
     def _loss(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> Float[Array, ""]:
-        model = nnx.merge(self.graph, params)
-        return jnp.mean(cross_entropy(model(windows[:, :-1]), windows[:, 1:]))
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            model = nnx.merge(self.graph, params)
+            return jnp.mean(cross_entropy(model(windows[:, :-1]), windows[:, 1:]))
 
     def _step(self, state: TrainState, windows: Int[Array, "B T+1"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = self._loss_and_grads(state.params, windows)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {
+            "train_loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": self._schedule(state.step),
+        }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def _loss_and_grads(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> tuple[Array, dict[str, Any]]:

@@ -15,8 +15,8 @@ from t6jax.training.step import Trainer
 
 def summary(config: Mapping[str, Any]) -> str:
     """What a run of this config is and needs, without building anything big."""
-    m = check(config)
-    mesh = make_mesh(config["mesh"])
+    m = check(config, plan=True)
+    mesh = make_mesh(config["mesh"], plan=True)
     trainer = Trainer(config, m, mesh)
     attention = m.attention
     settings = m.to_dict()["attention"]
@@ -34,7 +34,7 @@ def summary(config: Mapping[str, Any]) -> str:
     width = jnp.dtype(m.dtype).itemsize
     lines = {
         "model": f"{attention.name}: L {m.num_layers}, d_model {m.d_model}, h {attention.num_heads}, "
-        f"d_h {attention.head_dim}, {own}, SwiGLU width {m.mlp_width}, vocabulary {m.vocab_size}",
+        f"d_h {attention.head_dim}, {own}, SwiGLU width {m.swiglu_width}, vocabulary {m.vocab_size}",
         "parameters": f"{m.parameter_count:,} ({_short(m.parameter_count)})",
         "batch": f"{rows} x {m.context_length} = {tokens:,} tokens a step, in {config['accumulation_steps']} "
         f"accumulation step(s)",
@@ -46,7 +46,7 @@ def summary(config: Mapping[str, Any]) -> str:
         + f" = {sum(memory.values()) / 2**30:.2f} GiB, activations not counted",
         "cache a token": f"{cached:,} numbers, {cached * width:,} bytes in {m.dtype}",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        + f" ({jax.device_count()} x {jax.devices()[0].device_kind})",
+        + f" (here: {jax.device_count()} x {jax.devices()[0].device_kind})",
     }
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
 

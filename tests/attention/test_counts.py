@@ -62,7 +62,7 @@ def test_the_cache_has_the_computations_dtype(config):
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
 def test_every_parameters_axes_have_a_sharding_rule(config):
     rules = common.get_config().sharding.to_dict()
-    mesh = jax.sharding.AbstractMesh((1, 1, config.num_heads, 1), ("data", "fsdp", "tensor", "sequence"))
+    mesh = jax.sharding.AbstractMesh((1, 1, config.num_heads), ("data", "fsdp", "tensor"))
     state = nnx.state(build(config))
     shardings = parameter_shardings(state, mesh, rules)
     for variable in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)):

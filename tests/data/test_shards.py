@@ -84,7 +84,7 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_place(tmp_path):
 
 def test_too_few_tokens_and_missing_shards_are_named(tmp_path):
     write_shard(tmp_path / "train.bin", np.arange(4))
-    with pytest.raises(InputError, match="too few tokens for one window of context_length"):
+    with pytest.raises(InputError, match="too few tokens in train.bin and the like for one window of context_length"):
         Windows([tmp_path / "train.bin"], 4, 50)
     with pytest.raises(InputError, match="holds no val shard"):
         find_shards(tmp_path, "val")

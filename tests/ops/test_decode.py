@@ -175,6 +175,8 @@ def test_other_wrong_arguments_are_named():
         call(f, implementation="mosaic_gpu")
     with pytest.raises(InputError, match="TPACache"):
         t6jax.decode(jnp.zeros((2, 1, 5, 8)), (1, 2, 3, 4))
+    with pytest.raises(InputError, match="query must be a TPAQuery"):
+        t6jax.decode((f["a_q"], f["b_q"]), TPACache.from_factors(*(f[k] for k in ("a_k", "b_k", "a_v", "b_v"))))
     with pytest.raises(InputError, match="query has shape"):
         call({"q": np.zeros((2, 1, 5, 7), np.float32), **{k: f[k] for k in ("a_k", "b_k", "a_v", "b_v")}})
     with pytest.raises(InputError, match="one dtype"):

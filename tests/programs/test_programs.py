@@ -27,7 +27,7 @@ def error(*arguments: str, **options) -> str:
 
 def test_training_reports_progress_and_ends_with_loss_and_entropies(run):
     _, output = run
-    assert re.search(r"^step  20/20  loss \d\.\d{4}  lr 9\.97e-03  [\d,]+ tokens/s  0s left$", output, re.M), output
+    assert re.search(r"^step 20/20  loss \d\.\d{4}  lr 9\.97e-03  [\d,]+ tokens/s  0s left$", output, re.M), output
     table = re.findall(r"^(order-0 entropy|bigram entropy|model) +(\d+\.\d{4}) +(\d+\.\d{4}) +\d+\.\d\d$", output, re.M)
     assert [name for name, *_ in table] == ["order-0 entropy", "bigram entropy", "model"]
     for _, nats, bits in table:
@@ -67,7 +67,7 @@ def test_the_dry_run_shows_the_papers_xl():
         "100,000 steps",
         "AdamW (0.9, 0.95), weight decay 0.1, clip 1.0, warm-up 2,000 steps, cosine from 0.0001 to 1e-05 at step 100,000",
         "27,264 numbers",
-        "data 1, fsdp 1, tensor 1, sequence 1",
+        "data 1, fsdp 1, tensor 1",
     ):
         assert text in done.stdout
 
@@ -81,6 +81,10 @@ def test_the_dry_run_shows_the_papers_xl():
         ([TINY, "--config.steps=many"], "--config.steps=many"),
         ([TINY, "--config.model.attention.rank_q=0"], "attention.rank_q must be an integer of at least 1; got 0"),
         ([TINY, "--config.accumulation_steps=3"], "batch_size=4 must be a multiple of accumulation_steps=3"),
+        ([TINY, "--config.data.path=shards"], "data.path='shards' and data.source='t6jax' are both given"),
+        ([TINY, "--config.seed=-1"], "seed must be at least 0; got -1"),
+        ([TINY, "--config.model.param_dtype=bfloat16"], "model.param_dtype must be float32 to train"),
+        ([TINY, "--config.data.source=LICENSE", "--config.data.validation_fraction=0.001"], "too few tokens in val_000000.bin"),
         ([TINY, "--config.data.source=nowhere"], "data.source='nowhere': there is no such file or folder"),
         ([TINY, "--config.model.vocab_size=100"], "vocabulary of 257, larger than model.vocab_size=100"),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: there is no such config file"),
@@ -90,6 +94,23 @@ def test_the_dry_run_shows_the_papers_xl():
 )
 def test_what_train_cannot_do_is_named(tmp_path, flags, message):
     assert message in error("train.py", f"--workdir={tmp_path / 'run'}", *flags)
+
+
+def test_a_work_directory_that_is_a_file_is_named():
+    assert "--workdir=README.md cannot be written: File exists" in error("train.py", TINY, "--workdir=README.md")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
+    flags = [f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
+    assert "lower optimizer.learning_rate" in error("train.py", TINY, *flags)
+    assert not [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_a_dry_run_plans_for_devices_that_are_not_there():
+    plan = lambda fsdp: program("train.py", "--config=configs/xl_tpa.py", "--dry_run", f"--config.mesh.fsdp={fsdp}").stdout
+    memory = lambda text: float(re.search(r"= ([\d.]+) GiB", text)[1])
+    assert "fsdp 8" in plan(8)
+    assert memory(plan(8)) == pytest.approx(memory(plan(1)) / 8, rel=0.01)
 
 
 def test_what_eval_and_generate_cannot_do_is_named(run, tmp_path):

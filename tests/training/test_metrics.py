@@ -12,9 +12,8 @@ from tests.conftest import TINY
 def test_going_on_drops_what_was_logged_of_later_steps_and_a_broken_last_line(tmp_path):
     path = tmp_path / METRICS
     path.write_text('{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n{"step": 3, "x": 3}\n{"step": 4, "x"')
-    log = MetricsLog(tmp_path, 2, tensorboard=False)
-    log.write(3, {"x": 30.0})
-    log.close()
+    with MetricsLog(tmp_path, 2, tensorboard=False) as log:
+        log.write(3, {"x": 30.0})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "x": 1},
         {"step": 2, "x": 2},
@@ -23,9 +22,8 @@ def test_going_on_drops_what_was_logged_of_later_steps_and_a_broken_last_line(tm
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    log = MetricsLog(tmp_path, 0, tensorboard=True)
-    log.write(1, {"train_loss": 2.0})
-    log.close()
+    with MetricsLog(tmp_path, 0, tensorboard=True) as log:
+        log.write(1, {"train_loss": 2.0})
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()
 

@@ -94,6 +94,31 @@ def test_sigterm_and_sigint_save_and_exit_and_the_run_goes_on(unbroken, tmp_path
     assert losses(tmp_path) == losses(unbroken)
 
 
+def test_a_signal_during_validation_saves_that_step(tmp_path, monkeypatch, run_config):
+    import os
+
+    from t6jax.training import loop
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    run_config["validation"]["every_steps"], run_config["checkpoint"]["every_steps"] = 3, 100
+    monkeypatch.setattr(loop, "validation_loss", interrupted)
+    assert loop.train(run_config, tmp_path) == signal.SIGTERM
+    assert checkpoint_steps(tmp_path) == [3]
+
+
+def test_two_runs_in_one_directory_do_not_meet(tmp_path):
+    first = start(tmp_path)
+    wait_for_step(tmp_path, first, 1)
+    second = start(tmp_path)
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"another process is training in {tmp_path}" in output
+    first.kill()
+
+
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_restored(unbroken, tmp_path):
     workdir = copy(unbroken, tmp_path)
     newest, before = checkpoint_steps(workdir)[:2]
