@@ -1,6 +1,38 @@
 """What all experiments share: the keys there are, and section J.1's values. Every other config starts from this one."""
 
+import dataclasses
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from t6jax.attention import MECHANISMS
+
+# Table 9, whose devices times micro-batch times accumulation_steps are always 480 sequences; XL in twice as many parts, which
+# fit one GPU. Learning rates by section J.1, medium's by the published configs: for it J.1 prints 3e-4 down to 6e-5, which
+# section J.3 calls the ablation.
+SIZES = {
+    "small": {"layers": 12, "d_model": 768, "accumulation_steps": 5, "remat": "none", "learning_rates": (6e-4, 3e-5)},
+    "medium": {"layers": 24, "d_model": 1024, "accumulation_steps": 3, "remat": "none", "learning_rates": (6e-4, 3e-5)},
+    "large": {"layers": 36, "d_model": 1280, "accumulation_steps": 4, "remat": "none", "learning_rates": (2e-4, 1e-5)},
+    "xl": {"layers": 48, "d_model": 1600, "accumulation_steps": 20, "remat": "dots", "learning_rates": (1e-4, 1e-5)},
+}
+
+
+def attention(name: str, *, num_heads: int, head_dim: int = 64, **settings: Any) -> ConfigDict:
+    """A mechanism's name and all its keys: the settings given, its defaults for the others."""
+    defaults = {f.name: f.default for f in dataclasses.fields(MECHANISMS[name]) if f.default is not dataclasses.MISSING}
+    return ConfigDict({"name": name, "num_heads": num_heads, "head_dim": head_dim} | defaults | settings)
+
+
+def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
+    """The paper's run of a size of Table 9 with a mechanism's settings of Table 10."""
+    of_size = SIZES[size]
+    config = get_config()
+    config.accumulation_steps = of_size["accumulation_steps"]
+    config.model.update(num_layers=of_size["layers"], d_model=of_size["d_model"], remat=of_size["remat"])
+    config.model.attention = attention(mechanism, **settings)
+    config.optimizer.learning_rate, config.optimizer.min_learning_rate = of_size["learning_rates"]
+    return config
 
 
 def get_config() -> ConfigDict:
@@ -16,16 +48,7 @@ def get_config() -> ConfigDict:
                 "num_layers": 12,
                 "d_model": 768,
                 "context_length": 1024,
-                "attention": {
-                    "name": "tpa",
-                    "num_heads": 34,
-                    "head_dim": 64,
-                    "head_norm": False,
-                    "rank_q": 6,
-                    "rank_k": 2,
-                    "rank_v": 2,
-                    "init": "xavier",
-                },
+                "attention": attention("tpa", num_heads=34, rank_q=6, rank_k=2, rank_v=2),
                 "mlp_width": 0,  # 0: floor(8/3 d_model)
                 "dtype": "bfloat16",
                 "param_dtype": "float32",
@@ -63,8 +86,10 @@ def get_config() -> ConfigDict:
                 "vocab": "tensor",
                 "mlp": "tensor",
                 "heads": "tensor",
+                "kv_heads": "tensor",
                 "head_dim": "",
                 "rank": "",
+                "latent": "",
             },
             "checkpoint": {"every_steps": 1000, "keep": 3},
             "validation": {"every_steps": 1000, "batches": 100, "batch_size": 48},

@@ -8,6 +8,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
+from t6jax.ops.precision import at_least_float32
+
 # RMSNorm's epsilon in the published code: the machine epsilon of the float32 that it is computed in
 FLOAT32_EPSILON = float(jnp.finfo(jnp.float32).eps)
 
@@ -24,10 +26,13 @@ def uniform(key: Array, bound: float, shape: tuple[int, ...], dtype: DTypeLike) 
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def rms_norm(x: Float[Array, "*batch D"], epsilon: float = FLOAT32_EPSILON) -> Float[Array, "*batch D"]:
-    """x over the root of its mean square along the last axis, without parameters; in float32, returned in x's dtype."""
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+def rms_norm(
+    x: Float[Array, "*batch D"], epsilon: float = FLOAT32_EPSILON, weight: Float[Array, "D"] | None = None
+) -> Float[Array, "*batch D"]:
+    """x over the root of its mean square along the last axis, in float32, returned in x's dtype; then times the weight."""
+    wide = at_least_float32(x)
+    normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+    return normed if weight is None else normed * weight.astype(x.dtype)
 
 
 # the mesh axes that the rows of a batch are split over

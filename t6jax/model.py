@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
 from t6jax.layers import SwiGLU, parameter, rms_norm, split_batch, uniform
+from t6jax.ops.precision import accumulator
 from t6jax.ops.rope import RoPE
 
 
@@ -144,7 +145,7 @@ class T6(nnx.Module):
 
     def _head(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
         table = self.embedding[...].astype(self.config.dtype)
-        return jnp.einsum("btd,vd->btv", rms_norm(x), table, preferred_element_type=jnp.float32)
+        return jnp.einsum("btd,vd->btv", rms_norm(x), table, preferred_element_type=accumulator(table.dtype))
 
 
 def _layer(stacked: Any, i: int) -> Any:

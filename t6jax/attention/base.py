@@ -4,13 +4,15 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, Protocol, Self
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
-from t6jax.layers import parameter, rms_norm
+from t6jax.layers import parameter, rms_norm, uniform
 from t6jax.ops.rope import RoPE
+from t6jax.ops.token_cache import TokenCache
 
 HEAD_NORM_EPSILON = 1e-5
 
@@ -19,20 +21,24 @@ HEAD_NORM_EPSILON = 1e-5
 class AttentionConfig(abc.ABC):
     """What every mechanism's settings have in common; a mechanism's own file adds its ranks and the like.
 
-    num_heads: h. head_dim: d_h, even for RoPE's sake.
+    num_heads: h. head_dim: d_h, the width of a head's output.
     head_norm: RMSNorm with weights over each head's output, epsilon 1e-5 (the published code's using_groupnorm).
     """
 
     name: ClassVar[str]
+    module: ClassVar[type["Attention"]]
+    rotated: ClassVar[str] = "head_dim"  # the key of the width that RoPE rotates
 
     num_heads: int
     head_dim: int
     head_norm: bool = False
 
     def __post_init__(self):
-        self.require_positive("num_heads", "head_dim")
-        if self.head_dim % 2:
-            raise InputError(f"attention.head_dim must be even, since RoPE rotates pairs of features; got {self.head_dim}")
+        self.require_positive("num_heads", "head_dim", self.rotated)
+        if getattr(self, self.rotated) % 2:
+            raise InputError(
+                f"attention.{self.rotated} must be even, since RoPE rotates pairs of features; got {getattr(self, self.rotated)}"
+            )
 
     def require_positive(self, *keys: str) -> None:
         for key in keys:
@@ -40,18 +46,28 @@ class AttentionConfig(abc.ABC):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"attention.{key} must be an integer of at least 1; got {value!r}")
 
+    def require_one_of(self, allowed: Any, *keys: str) -> None:
+        for key in keys:
+            if getattr(self, key) not in allowed:
+                raise InputError(f"attention.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+
     @property
     @abc.abstractmethod
     def cached_numbers_per_token(self) -> int:
         """Numbers cached for each token in one layer (Table 1)."""
 
     @abc.abstractmethod
-    def parameter_count(self, d_model: int) -> int:
-        """Parameters of one attention layer (Table 1), head_norm's included."""
+    def input_parameter_count(self, d_model: int) -> int:
+        """Parameters of one attention layer up to the heads' outputs."""
 
-    @abc.abstractmethod
+    def parameter_count(self, d_model: int) -> int:
+        """Parameters of one attention layer (Table 1): the mechanism's own, W^O's and head_norm's."""
+        output = self.num_heads * self.head_dim * d_model
+        return self.input_parameter_count(d_model) + output + self.head_norm * self.head_dim
+
     def build(self, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> "Attention":
         """The mechanism's module."""
+        return self.module(self, d_model, Start(rngs, param_dtype), rope=rope, dtype=dtype)
 
 
 class Cache(Protocol):
@@ -64,48 +80,80 @@ class Cache(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Makes a module's parameters as they are before training; axes are the names that sharding goes by."""
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+
+    def uniform(self, bound: float, shape: tuple[int, ...], *axes: str) -> nnx.Param:
+        """U(-bound, bound)."""
+        return parameter(uniform(self.rngs.params(), bound, shape, self.dtype), *axes)
+
+    def linear(self, shape: tuple[int, ...], *axes: str) -> nnx.Param:
+        """A linear map of its first axis, as the published code starts those it says nothing about: U(+- n_in**-0.5)."""
+        return self.uniform(shape[0] ** -0.5, shape, *axes)
+
+    def full(self, value: float, shape: tuple[int, ...], *axes: str) -> nnx.Param:
+        """The same number everywhere."""
+        return parameter(jnp.full(shape, value, self.dtype), *axes)
+
+
 class Attention(nnx.Module):
     """One attention layer. A mechanism says how hidden states become a query and a cache entry, and attends with them.
 
     Queries and entries are pytrees of the mechanism's own making, with axes [B, T, ...]; entries are per token.
     """
 
-    def __init__(self, config: AttentionConfig, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike):
+    def __init__(self, config: AttentionConfig, d_model: int, start: Start, *, rope: RoPE, dtype: DTypeLike):
         self.config, self.rope, self.dtype = config, rope, dtype
         # W^O of eq. 3.3, starting at zero as in the published code
-        shape = (config.num_heads, config.head_dim, d_model)
-        self.w_o = parameter(jnp.zeros(shape, param_dtype), "heads", "head_dim", "d_model")
+        self.w_o = start.full(0, (config.num_heads, config.head_dim, d_model), "heads", "head_dim", "d_model")
         if config.head_norm:
-            self.head_norm = parameter(jnp.ones((config.head_dim,), param_dtype), "head_dim")
+            self.head_norm = start.full(1, (config.head_dim,), "head_dim")
 
     def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Any, Any]:
-        """Hidden states to (query, entry), RoPE for the given positions already applied."""
+        """Hidden states to (query, entry) of tokens at the given positions."""
         raise NotImplementedError
 
-    def attend(self, query: Any, entry: Any, segment_ids: Int[Array, "B T"] | None) -> Float[Array, "B T H E"]:
+    def attend(
+        self, query: Any, entry: Any, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+    ) -> Float[Array, "B T H E"]:
         """Causal attention of a whole sequence over itself."""
-        raise NotImplementedError
-
-    def empty_cache(self, batch: int, max_length: int) -> Cache:
-        """A cache with room for max_length tokens of each of batch sequences."""
         raise NotImplementedError
 
     def decode(self, query: Any, cache: Cache, lengths: Int[Array, "B"]) -> Float[Array, "B N H E"]:
         """Attention of N new tokens, already appended, over the cache; lengths include the new tokens."""
         raise NotImplementedError
 
+    def empty_cache(self, batch: int, max_length: int) -> Cache:
+        """A cache with room for max_length tokens of each of batch sequences."""
+        return TokenCache(self.empty_entry(batch, max_length))
+
+    def empty_entry(self, batch: int, tokens: int) -> Any:
+        """Zeros in the shapes of what `project` says is cached of that many tokens."""
+        x = jax.ShapeDtypeStruct((batch, tokens, self.w_o.shape[-1]), self.dtype)
+        positions = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+        shapes = jax.eval_shape(lambda x, positions: self.project(x, positions)[1], x, positions)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def weight(self, param: nnx.Param) -> Array:
+        """A parameter in the computation's dtype."""
+        return param[...].astype(self.dtype)
+
     def output(self, heads: Float[Array, "B T H E"]) -> Float[Array, "B T d_model"]:
         """Concat(head_1, ..., head_h) W^O (eq. 3.3), the heads normed first where the config says so."""
         if self.config.head_norm:
-            heads = rms_norm(heads, HEAD_NORM_EPSILON) * self.head_norm[...].astype(self.dtype)
-        return jnp.einsum("bthe,hed->btd", heads, self.w_o[...].astype(self.dtype))
+            heads = rms_norm(heads, HEAD_NORM_EPSILON, self.head_norm[...])
+        return jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o))
 
     def __call__(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T d_model"], Any]:
         """The layer over whole sequences: its output, and the cache entries of the tokens (for prefill)."""
         query, entry = self.project(x, positions)
-        return self.output(self.attend(query, entry, segment_ids)), entry
+        return self.output(self.attend(query, entry, positions, segment_ids)), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]

@@ -28,7 +28,8 @@ def decode(
     """Attends with N new tokens of each sequence over its cached factors (Algorithm 1, any ranks R_Q, R_K, R_V).
 
     query: TPAQuery(a [B, N, R_Q, H], b [B, N, R_Q, D]), or a dense array [B, N, H, D] (TPA-KVonly); RoPE already applied.
-    cache: a TPACache of M tokens for each of B sequences, the new tokens' own entries already appended.
+    cache: a TPACache of M tokens for each of B sequences, the new tokens' own entries already appended; its factors may be
+        non-contextual or shared (TPACache.from_factors).
     lengths: int32 [B], valid tokens of each sequence, the N new ones included; default all M. New token n sees the first
         lengths - N + 1 + n; one that sees none gets zeros. May change from call to call without a recompile.
     scale: of the softmax, default 1/sqrt(D). The 1/R factors of eq. 3.1 are always applied.
@@ -63,18 +64,18 @@ def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> A
         raise InputError(f"cache must be a TPACache (TPACache.from_factors makes one), got {type(cache).__name__}")
     if not isinstance(query, TPAQuery | jax.Array | np.ndarray):
         raise InputError(f"query must be a TPAQuery(a, b) or a dense array, got {type(query).__name__}")
-    a_k, b_k, _, _ = cache.factors()
-    batch, max_length, _, heads = a_k.shape
+    batch, max_length = cache.batch, cache.max_length
+    heads, dim = cache.stored().a_k.shape[-1], cache.stored().b_k.shape[-1]
     if isinstance(query, TPAQuery):
-        for name, array, last in (("query.a", query.a, heads), ("query.b", query.b, b_k.shape[-1])):
+        for name, array, last in (("query.a", query.a, heads), ("query.b", query.b, dim)):
             if array.ndim != 4 or (array.shape[0], array.shape[3]) != (batch, last):
                 raise InputError(f"{name} has shape {array.shape}, but the cache asks for [{batch}, N, R_Q, {last}]")
         if query.a.shape[:3] != query.b.shape[:3]:
             raise InputError(f"query.a {query.a.shape} and query.b {query.b.shape} disagree on batch, new tokens or rank")
         new_tokens = query.a.shape[1]
     else:
-        if query.ndim != 4 or query.shape[0] != batch or query.shape[2:] != (heads, b_k.shape[-1]):
-            raise InputError(f"query has shape {query.shape}, but the cache asks for [{batch}, N, {heads}, {b_k.shape[-1]}]")
+        if query.ndim != 4 or query.shape[0] != batch or query.shape[2:] != (heads, dim):
+            raise InputError(f"query has shape {query.shape}, but the cache asks for [{batch}, N, {heads}, {dim}]")
         new_tokens = query.shape[1]
     if new_tokens < 1:
         raise InputError("query holds no new token: its second axis must be at least 1")

@@ -2,15 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from t6jax.ops.masked_softmax import masked_softmax, visible
 from t6jax.ops.tpa_cache import TPACache, TPAQuery
-
-
-def visible(lengths: Int[Array, "B"], new_tokens: int, max_length: int) -> Bool[Array, "B N M"]:
-    """Which cached tokens each new token sees: new token n the first lengths - N + 1 + n."""
-    limit = lengths[:, None] - new_tokens + 1 + jnp.arange(new_tokens)
-    return jnp.arange(max_length) < limit[:, :, None]
 
 
 def decode(
@@ -22,26 +17,28 @@ def decode(
     """
     with jax.default_matmul_precision("highest"):  # float32 products even where the device would round to TF32
         a_k, b_k, a_v, b_v = (x.astype(jnp.float32) for x in cache.factors())
+        # a factor lacks the axes that it does not depend on: "bm", "m" or none before its rank
+        k_a, k_b, v_a, v_b = ("bm"[4 - x.ndim :] for x in (a_k, b_k, a_v, b_v))
         if isinstance(query, TPAQuery):
             a_q, b_q = (x.astype(jnp.float32) for x in query)
-            s = jnp.einsum("bnqd,bmkd->bnmqk", b_q, b_k)  # step 1
-            s = jnp.einsum("bnqh,bnmqk->bnhmk", a_q, s) / a_q.shape[2]  # step 2
+            s = jnp.einsum(f"bnqd,{k_b}kd->bn{k_b[-1:]}qk", b_q, b_k)  # step 1
+            s = jnp.einsum(f"bnqh,bn{k_b[-1:]}qk->bnh{k_b[-1:]}k", a_q, s) / a_q.shape[2]  # step 2
         else:
-            s = jnp.einsum("bnhd,bmkd->bnhmk", query.astype(jnp.float32), b_k)
-        logits = jnp.einsum("bnhmk,bmkh->bnhm", s, a_k) * (scale / a_k.shape[2])  # step 3
+            s = jnp.einsum(f"bnhd,{k_b}kd->bnh{k_b[-1:]}k", query.astype(jnp.float32), b_k)
+        logits = jnp.einsum(f"bnh{k_b[-1:]}k,{k_a}kh->bnhm", s, a_k) * (scale / a_k.shape[-2])  # step 3
 
-        seen = visible(lengths, logits.shape[1], cache.max_length)[:, :, None, :]
-        logits = jnp.where(seen, logits, -jnp.inf)
-        highest = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
-        p = jnp.where(seen, jnp.exp(logits - jnp.where(jnp.isfinite(highest), highest, 0)), 0)  # step 4
-        total = jnp.sum(p, axis=-1)
-        p = p / jnp.where(total > 0, total, 1)[..., None]
+        seen = visible(lengths, logits.shape[1], cache.max_length)
+        p, lse = masked_softmax(logits, seen)  # step 4
 
         # tokens behind the length may hold anything, NaN too: a zero weight alone would not silence them
-        within = jnp.any(seen, axis=(1, 2))[:, :, None, None]
-        a_v, b_v = jnp.where(within, a_v, 0), jnp.where(within, b_v, 0)
-        weighted = jnp.einsum("bnhm,bmvh->bnmvh", p, a_v)  # step 5
-        out = jnp.einsum("bnmvh,bmve->bnhe", weighted, b_v) / a_v.shape[2]  # step 6
-    lse = jnp.log(total) + highest[..., 0]
+        within = jnp.any(seen, axis=1)[:, :, None, None]
+        a_v, b_v = (jnp.where(within, x, 0) if x.ndim == 4 else x for x in (a_v, b_v))
+        if v_a:
+            weighted = jnp.einsum(f"bnhm,{v_a}vh->bnmvh", p, a_v)  # step 5
+            out = jnp.einsum(f"bnmvh,{v_b}ve->bnhe", weighted, b_v)  # step 6
+        else:  # one A for all tokens: weight the B factors first
+            out = jnp.einsum(f"bnhm,{v_b}ve->bnhve", p, b_v)
+            out = jnp.einsum("bnhve,vh->bnhe", out, a_v)
+        out = out / a_v.shape[-2]
     beyond = (lengths > cache.max_length)[:, None, None]
     return jnp.where(beyond[..., None], jnp.nan, out), jnp.where(beyond, jnp.nan, lse)

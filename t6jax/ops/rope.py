@@ -3,7 +3,10 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from t6jax.ops.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +21,16 @@ class RoPE:
     table_dtype: str = "float32"
 
     def __call__(self, x: Float[Array, "B T *R D"], positions: Int[Array, "B T"]) -> Float[Array, "B T *R D"]:
-        """Rotates the last axis of x by each token's position; computed in float32, returned in x's dtype."""
-        half = x.shape[-1] // 2
-        frequency = self.base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        """Rotates the last axis of x by each token's position; computed in float32, returned in x's dtype.
+
+        An axis B or T of x that is 1 is broadcast over the positions.
+        """
+        dim = x.shape[-1]
+        # in NumPy, operation by operation as the published code rounds them: at position t, t times the error counts
+        frequency = np.float32(1) / np.float32(self.base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
         angle = positions.astype(jnp.float32)[..., None] * frequency
-        angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (half,))
-        cos, sin = (f(angle).astype(self.table_dtype).astype(jnp.float32) for f in (jnp.cos, jnp.sin))
-        x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (dim // 2,))
+        wide = at_least_float32(x)
+        cos, sin = (f(angle).astype(self.table_dtype).astype(wide.dtype) for f in (jnp.cos, jnp.sin))
+        x1, x2 = jnp.split(wide, 2, axis=-1)
         return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1).astype(x.dtype)

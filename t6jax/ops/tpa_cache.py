@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
+from t6jax.ops.rope import RoPE
+from t6jax.ops.token_cache import write
 
 
 class TPAQuery(NamedTuple):
@@ -18,12 +20,18 @@ class TPAQuery(NamedTuple):
 
 
 class TPAEntry(NamedTuple):
-    """The factors that tokens add to the cache, RoPE already applied to b_k (eq. 3.5)."""
+    """The factors that tokens add to the cache; None for one that they do not add.
 
-    a_k: Float[Array, "B T R_K H"]
-    b_k: Float[Array, "B T R_K D"]
-    a_v: Float[Array, "B T R_V H"]
-    b_v: Float[Array, "B T R_V E"]
+    b_k has RoPE applied (eq. 3.5), unless its cache rotates keys when they are read.
+    """
+
+    a_k: Float[Array, "B T R_K H"] | None
+    b_k: Float[Array, "B T R_K D"] | None
+    a_v: Float[Array, "B T R_V H"] | None
+    b_v: Float[Array, "B T R_V E"] | None
+
+
+NOTHING = TPAEntry(None, None, None, None)
 
 
 @jax.tree_util.register_dataclass
@@ -31,23 +39,37 @@ class TPAEntry(NamedTuple):
 class TPACache:
     """The factors of M tokens for each of B sequences; make it with `from_factors` or `empty`, read it with `factors`.
 
-    How the fields store the factors is this class's own affair.
+    How the fields store the factors is this class's own affair. Of each factor at most one of two is there: _tokens, what
+    depends on the token, [B, M, R, .]; _fixed, one for all tokens, [R, .]. With b_v in neither, values share the keys' b.
+    _rope: where given, b_k is stored as it was before RoPE, and rotated when it is read.
     """
 
-    _entry: TPAEntry
+    _tokens: TPAEntry
+    _fixed: TPAEntry = NOTHING
+    _rope: RoPE | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def from_factors(
         cls,
-        a_k: Float[Array, "B M R_K H"],
-        b_k: Float[Array, "B M R_K D"],
-        a_v: Float[Array, "B M R_V H"],
-        b_v: Float[Array, "B M R_V E"],
+        a_k: Float[Array, "B M R_K H"] | Float[Array, "R_K H"],
+        b_k: Float[Array, "B M R_K D"] | Float[Array, "R_K D"],
+        a_v: Float[Array, "B M R_V H"] | Float[Array, "R_V H"],
+        b_v: Float[Array, "B M R_V E"] | Float[Array, "R_V E"] | None = None,
+        *,
+        rope: RoPE | None = None,
     ) -> "TPACache":
-        """A cache that holds these factors, RoPE already applied to b_k. Raises InputError where shapes disagree."""
-        entry = TPAEntry(a_k, b_k, a_v, b_v)
-        _check_factors(entry)
-        return cls(entry)
+        """A cache that holds these factors. Raises InputError where shapes disagree.
+
+        A factor with two axes is the same for all tokens: non-contextual (appendices A.1 and I).
+        b_v: None shares b_k with the values (appendix I). RoPE rotates keys and not values, so what can be shared is b_k
+            before RoPE: give `rope` with it.
+        rope: says that b_k is not rotated yet; keys are rotated, by their place in the cache, when they are read.
+        """
+        factors = TPAEntry(a_k, b_k, a_v, b_v)
+        _check_factors(factors)
+        tokens = TPAEntry(*(x if x is not None and x.ndim == 4 else None for x in factors))
+        fixed = TPAEntry(*(x if x is not None and x.ndim == 2 else None for x in factors))
+        return cls(tokens, fixed, rope)
 
     @classmethod
     def empty(
@@ -67,47 +89,80 @@ class TPACache:
         return cls(TPAEntry(*(jnp.zeros((batch, max_length, *shape), dtype) for shape in shapes)))
 
     @property
+    def batch(self) -> int:
+        """B, the sequences."""
+        return jax.tree.leaves(self._tokens)[0].shape[0]
+
+    @property
     def max_length(self) -> int:
         """M, the tokens there is room for in each sequence."""
-        return self._entry.a_k.shape[1]
+        return jax.tree.leaves(self._tokens)[0].shape[1]
 
     def factors(self) -> TPAEntry:
-        """The factors of all M tokens, as `from_factors` takes them."""
-        return self._entry
+        """The factors of all M tokens, b_k rotated, without the axes that they do not depend on.
+
+        [B, M, R, .]; or, where it is the same for all tokens, [R, .]; or, for such a b_k once rotated, [M, R_K, D].
+        """
+        complete = key_value_factors(self.stored(), self._rope, jnp.arange(self.max_length)[None])
+        if self._fixed.b_k is not None and self._rope is not None:
+            complete = complete._replace(b_k=complete.b_k[0])
+        return complete
+
+    def stored(self) -> TPAEntry:
+        """The factors as they are stored, [B, M, R, .] or [R, .]: see `from_factors`, whose arguments they are."""
+        return TPAEntry(*(f if t is None else t for t, f in zip(self._tokens, self._fixed, strict=True)))
+
+    @property
+    def rope(self) -> RoPE | None:
+        """What b_k is to be rotated by when it is read; None: it is stored rotated."""
+        return self._rope
 
     def append(self, entry: TPAEntry, starts: Int[Array, "B"]) -> "TPACache":
         """Writes the T tokens of entry behind the first starts[b] tokens of each sequence b.
 
         In place where the cache is donated to the enclosing jit. Tokens for which there is no room are dropped.
         """
-        batch, tokens = entry.a_k.shape[:2]
-        sequence = jnp.arange(batch)[:, None]
-        position = starts[:, None] + jnp.arange(tokens)
-        # a negative index would count from the end
-        position = jnp.where(position < 0, self.max_length, position)
-        write = lambda old, new: old.at[sequence, position].set(new.astype(old.dtype), mode="drop")
-        return TPACache(jax.tree.map(write, self._entry, entry))
+        return dataclasses.replace(self, _tokens=write(self._tokens, entry, starts))
 
 
-def _check_factors(entry: TPAEntry) -> None:
-    batch, length, rank_k, heads = _rank_4("a_k", entry.a_k)
-    rank_v = _rank_4("a_v", entry.a_v)[2]
-    for name, array, want in (
-        ("b_k", entry.b_k, (batch, length, rank_k, None)),
-        ("a_v", entry.a_v, (batch, length, None, heads)),
-        ("b_v", entry.b_v, (batch, length, rank_v, None)),
-    ):
-        shape = _rank_4(name, array)
-        if any(w is not None and w != got for w, got in zip(want, shape, strict=True)):
-            wanted = ", ".join("any" if w is None else str(w) for w in want)
-            raise InputError(f"{name} has shape {shape}, but a_k {entry.a_k.shape} and a_v {entry.a_v.shape} ask for ({wanted})")
-    if len({x.dtype for x in entry}) > 1:
-        raise InputError(
-            f"the factors must share one dtype, got {', '.join(f'{n} {x.dtype}' for n, x in entry._asdict().items())}"
-        )
+def key_value_factors(stored: TPAEntry, rope: RoPE | None, positions: Int[Array, "B T"]) -> TPAEntry:
+    """The factors that eq. 3.1 combines, from those that are stored: b_k rotated if it is not yet, b_v shared if missing.
+
+    stored: each factor with its axes of sequences and tokens, or [R, .] for all tokens.
+    rope: of keys that are to be rotated by their positions; None: they are.
+    """
+    b_k, b_v = stored.b_k, stored.b_k if stored.b_v is None else stored.b_v
+    if rope is not None:
+        b_k = rope(b_k if b_k.ndim == 4 else b_k[None, None], positions)
+    return stored._replace(b_k=b_k, b_v=b_v)
 
 
-def _rank_4(name: str, array: Array) -> tuple[int, ...]:
-    if array.ndim != 4:
-        raise InputError(f"{name} must have 4 axes [batch, token, rank, head or feature], got shape {array.shape}")
-    return array.shape
+def _check_factors(factors: TPAEntry) -> None:
+    given = {name: x for name, x in factors._asdict().items() if x is not None}
+    for name, array in given.items():
+        if array.ndim not in (2, 4):
+            raise InputError(
+                f"{name} must have 4 axes [batch, token, rank, head or feature], or 2 [rank, head or feature] where it is the "
+                f"same for all tokens; got shape {array.shape}"
+            )
+    (rank_k, heads), rank_v = factors.a_k.shape[-2:], factors.a_v.shape[-2]
+    lead = next((x.shape[:2] for x in given.values() if x.ndim == 4), None)
+    if lead is None:
+        raise InputError("at least one factor must depend on the token: give a_k or b_k its 4 axes")
+    for a, b in (("a_k", "b_k"), ("a_v", "b_v" if "b_v" in given else "b_k")):
+        if given[a].ndim == given[b].ndim == 2:
+            raise InputError(f"{a} and {b} must not both be the same for all tokens: give one of them its 4 axes")
+    if "b_v" not in given and rank_k != rank_v:
+        raise InputError(f"a_v has rank {rank_v}, but shares b_k, whose rank is {rank_k}: give b_v, or equal ranks")
+    for name, want in (("b_k", (rank_k, None)), ("a_v", (None, heads)), ("b_v", (rank_v, None))):
+        if name not in given:
+            continue
+        shape = given[name].shape
+        wanted = (*lead, *want) if len(shape) == 4 else want
+        if any(w is not None and w != got for w, got in zip(wanted, shape, strict=True)):
+            text = ", ".join("any" if w is None else str(w) for w in wanted)
+            raise InputError(
+                f"{name} has shape {shape}, but a_k {factors.a_k.shape} and a_v {factors.a_v.shape} ask for ({text})"
+            )
+    if len({x.dtype for x in given.values()}) > 1:
+        raise InputError(f"the factors must share one dtype, got {', '.join(f'{n} {x.dtype}' for n, x in given.items())}")

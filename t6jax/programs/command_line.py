@@ -10,21 +10,24 @@ from absl import app
 from t6jax.errors import InputError
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Runs main(argv) behind absl's flags; an InputError, or a flag that does not parse, ends in one sentence."""
+def run(main: Callable[[list[str]], int], *, arguments: bool = False) -> None:
+    """Runs main(argv) behind absl's flags; an InputError, or a flag that does not parse, ends in one sentence.
+
+    arguments: whether anything but flags may be given.
+    """
     # XLA's and Orbax's notes on their own inner workings; what goes wrong still shows
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl.logging.set_verbosity(absl.logging.ERROR)
-    app.run(lambda argv: _without_traceback(lambda: main(argv)), flags_parser=_parse)
+    app.run(lambda argv: _without_traceback(lambda: main(argv)), flags_parser=lambda argv: _parse(argv, arguments))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], arguments: bool) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError) as e:  # what ml_collections raises for a wrong key or type
         text = str(e.args[0] if e.args else e).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         _fail(f"in the config or its overrides: {' '.join(text.split())}")
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         _fail(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
     return rest
 

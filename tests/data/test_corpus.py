@@ -98,9 +98,3 @@ def test_training_on_a_mixture_with_document_masking(texts, tokenizer, tmp_path)
     trained = [line for line in lines if "train_loss" in line]
     assert len(trained) == 8 and all(0 <= line["data_wait_fraction"] <= 1 for line in trained)
     assert trained[-1]["train_loss"] < trained[0]["train_loss"] < math.log(400) + 0.5
-    plain = tiny_run(texts)
-    plain["model"]["vocab_size"] = 400
-    plain["data"] |= config["data"] | {"document_masking": False}
-    train(plain, tmp_path / "plain")
-    other = [json.loads(line)["train_loss"] for line in (tmp_path / "plain" / "metrics.jsonl").open() if "train_loss" in line]
-    assert other[-1] != trained[-1]["train_loss"]

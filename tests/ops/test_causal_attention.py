@@ -27,3 +27,12 @@ def test_causal_attention_is_eq_3_2_within_segments():
     np.testing.assert_allclose(causal_attention(*arrays), reference(q, k, v, causal), rtol=0, atol=bound)
     masked = causal_attention(*arrays, segment_ids=jnp.asarray(segments))
     np.testing.assert_allclose(masked, reference(q, k, v, causal & same), rtol=0, atol=bound)
+
+
+def test_heads_share_keys_in_groups_and_values_may_have_another_width():
+    rng = np.random.default_rng(1)
+    q = rng.standard_normal((2, 9, 6, 8)).astype(np.float32)
+    k, v = (rng.standard_normal((2, 9, 3, d)).astype(np.float32) for d in (8, 5))
+    got = causal_attention(*(jnp.asarray(x) for x in (q, k, v)))
+    want = reference(q, np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2), np.tril(np.ones((9, 9), bool)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPSILON * np.abs(v).max())

@@ -1,0 +1,7 @@
+"""Multi-head attention, medium: 353 M parameters (Tables 9 and 10, section J.1)."""
+
+from configs import common
+
+
+def get_config():
+    return common.paper("medium", "mha", num_heads=16)

@@ -1,0 +1,7 @@
+"""T6 with dense queries (TPA-KVonly), small: 124 M parameters (Tables 9 and 10, section J.1)."""
+
+from configs import common
+
+
+def get_config():
+    return common.paper("small", "tpa_kvonly", num_heads=22, rank_k=2, rank_v=2)

@@ -1,0 +1,74 @@
+"""What MHA, GQA, MQA and MFA share: keys and values of G heads, each serving h/G query heads (sections 2.2, H.1, H.2)."""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from t6jax.attention.base import Attention, AttentionConfig, Start
+from t6jax.ops.causal_attention import causal_attention
+from t6jax.ops.decode_dense import decode_dense
+from t6jax.ops.token_cache import TokenCache
+
+
+class KeysValues(NamedTuple):
+    """What is cached of each token, RoPE already applied to the keys."""
+
+    k: Float[Array, "B T G D"]
+    v: Float[Array, "B T G D"]
+
+
+class Dense(Attention):
+    """Q_i = X W_i^Q, K_g = X W_g^K, V_g = X W_g^V; head i attends with the keys and values of group g(i)."""
+
+    def __init__(self, config: "DenseConfig", d_model: int, start: Start, **options: Any):
+        super().__init__(config, d_model, start, **options)
+        shape = (d_model, config.groups, config.head_dim)
+        self.w_k, self.w_v = (start.linear(shape, "d_model", "kv_heads", "head_dim") for _ in range(2))
+        self.new_query(start)
+
+    def new_query(self, start: Start) -> None:
+        """Makes the parameters of the queries."""
+        shape = (self.w_o.shape[-1], self.config.num_heads, self.config.head_dim)
+        self.w_q = start.linear(shape, "d_model", "heads", "head_dim")
+
+    def query(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T H D"]:
+        """The queries before RoPE."""
+        return jnp.einsum("btd,dhe->bthe", x, self.weight(self.w_q))
+
+    def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Array, KeysValues]:
+        k, v = (jnp.einsum("btd,dge->btge", x, self.weight(w)) for w in (self.w_k, self.w_v))
+        return self.rope(self.query(x), positions), KeysValues(self.rope(k, positions), v)
+
+    def attend(
+        self, query: Array, entry: KeysValues, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+    ) -> Float[Array, "B T H D"]:
+        return causal_attention(query, entry.k, entry.v, segment_ids=segment_ids)
+
+    def decode(self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
+        return decode_dense(query, cache.tokens.k, cache.tokens.v, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseConfig(AttentionConfig):
+    """A mechanism says how many heads of keys and values there are."""
+
+    module: ClassVar[type[Dense]] = Dense
+
+    @property
+    @abc.abstractmethod
+    def groups(self) -> int:
+        """G, the heads of keys and values."""
+
+    @property
+    def cached_numbers_per_token(self) -> int:
+        return 2 * self.groups * self.head_dim
+
+    def input_parameter_count(self, d_model: int) -> int:
+        return self.query_parameter_count(d_model) + 2 * d_model * self.groups * self.head_dim
+
+    def query_parameter_count(self, d_model: int) -> int:
+        """Parameters of the queries."""
+        return d_model * self.num_heads * self.head_dim

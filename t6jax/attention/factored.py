@@ -1,0 +1,201 @@
+"""What the mechanisms of the TPA family share: keys and values that are sums of tensor products (sections 3.1 to 3.3).
+
+A mechanism adds its queries; which factors depend on the token is said by its config.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from t6jax.attention.base import Attention, AttentionConfig, Start
+from t6jax.errors import InputError
+from t6jax.ops.causal_attention import causal_attention
+from t6jax.ops.decode import decode
+from t6jax.ops.precision import at_least_float32
+from t6jax.ops.rope import RoPE
+from t6jax.ops.tensor_product import combine
+from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery, key_value_factors
+
+# Bounds of the uniform start of a factor map, from the axes of its weights as the published code stores them:
+# (d_model, h, R) for an A factor, (d_model, R, d_h) for a B factor.
+INITS = {
+    # Xavier on the weight matrix, as the paper's text has it (appendix I): n_in = d_model, n_out = R * size
+    "xavier": lambda d_model, axis_1, axis_2: math.sqrt(6 / (d_model + axis_1 * axis_2)),
+    # Xavier on the three-axis view, as the published code has it: PyTorch takes the last axis for a receptive field
+    "xavier_three_axes": lambda d_model, axis_1, axis_2: math.sqrt(6 / (axis_2 * (axis_1 + d_model))),
+}
+
+# Nonlinear head factors (appendix I): of each of the R vectors a_r, softmax over its h heads
+ACTIVATIONS = {"none": lambda a: a, "sigmoid": jax.nn.sigmoid, "softmax": functools.partial(jax.nn.softmax, axis=-1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class FactoredConfig(AttentionConfig):
+    """rank_k, rank_v: R_K, R_V of eq. 3.1. init: a name in INITS.
+
+    shared_kv_b: the values' B factors are the keys' (appendix I). RoPE rotates keys and not values, so the one set is
+        cached as it is before RoPE: values read it as it is, keys rotate it by its place in the cache when they are formed.
+        (Cached rotated, values would have to be rotated back, and would carry the rounding of two rotations.)
+    activation_k, activation_v: what follows the linear maps of the head factors A, a name in ACTIVATIONS.
+    """
+
+    contextual_a: ClassVar[bool] = True
+    contextual_b: ClassVar[bool] = True
+
+    rank_k: int = 2
+    rank_v: int = 2
+    init: str = "xavier"
+    shared_kv_b: bool = False
+    activation_k: str = "none"
+    activation_v: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_positive("rank_k", "rank_v")
+        self.require_one_of(INITS, "init")
+        activations = [field.name for field in dataclasses.fields(self) if field.name.startswith("activation_")]
+        self.require_one_of(ACTIVATIONS, *activations)
+        for key in activations:
+            if not self.contextual_a and getattr(self, key) != "none":
+                raise InputError(
+                    f"attention.{key} must be none with {self.name}, whose head factors do not depend on the token; "
+                    f"got {getattr(self, key)!r}"
+                )
+        if self.shared_kv_b and self.rank_k != self.rank_v:
+            raise InputError(
+                f"attention.rank_v must equal attention.rank_k with shared_kv_b; got rank_k={self.rank_k}, rank_v={self.rank_v}"
+            )
+
+    @property
+    def b_dim(self) -> int:
+        """Features of a b_r."""
+        return self.head_dim
+
+    @property
+    def b_numbers(self) -> int:
+        """Numbers that stand for the features of one rank."""
+        return self.head_dim
+
+    @property
+    def keys_rotated_when_read(self) -> bool:
+        """Whether keys' B factors are kept as they are before RoPE."""
+        return self.shared_kv_b or not self.contextual_b
+
+    @property
+    def cached_numbers_per_token(self) -> int:
+        b_sets = self.rank_k + (0 if self.shared_kv_b else self.rank_v)
+        return self.contextual_a * (self.rank_k + self.rank_v) * self.num_heads + self.contextual_b * b_sets * self.b_numbers
+
+    def input_parameter_count(self, d_model: int) -> int:
+        return (
+            self.query_parameter_count(d_model)
+            + self.factor_parameter_count(d_model, self.rank_k)
+            + self.factor_parameter_count(d_model, self.rank_v, with_b=not self.shared_kv_b)
+        )
+
+    def query_parameter_count(self, d_model: int) -> int:
+        """Parameters of the queries."""
+        raise NotImplementedError
+
+    def factor_parameter_count(self, d_model: int, rank: int, *, with_b: bool = True) -> int:
+        """Parameters of the A and B factors of the queries, the keys or the values."""
+        a = self.num_heads * (d_model if self.contextual_a else 1)
+        b = self.b_numbers * (d_model if self.contextual_b else 1)
+        return rank * (a + with_b * b)
+
+
+class Factored(Attention):
+    """Keys and values are 1/R sum_r a_r (x) b_r, cached as their factors; a mechanism adds its queries.
+
+    A factor map is [d_model, R, size]; a factor that is the same for all tokens is [R, size].
+    """
+
+    def __init__(self, config: FactoredConfig, d_model: int, start: Start, **options: Any):
+        super().__init__(config, d_model, start, **options)
+        self.w_a_k, self.w_a_v = self.new_a(start, config.rank_k), self.new_a(start, config.rank_v)
+        self.w_b_k = self.new_b(start, config.rank_k)
+        if not config.shared_kv_b:
+            self.w_b_v = self.new_b(start, config.rank_v)
+
+    def new_a(self, start: Start, rank: int) -> nnx.Param:
+        """Parameters of the head factors of the queries, the keys or the values."""
+        heads = self.config.num_heads
+        return self._new_factor(start, heads, rank, "heads", view=(heads, rank), contextual=self.config.contextual_a)
+
+    def new_b(self, start: Start, rank: int, dim: int | None = None) -> nnx.Param:
+        """Parameters of the feature factors, of `dim` features each, default b_dim."""
+        dim = self.config.b_dim if dim is None else dim
+        return self._new_factor(start, dim, rank, "head_dim", view=(rank, dim), contextual=self.config.contextual_b)
+
+    def _new_factor(self, start: Start, size: int, rank: int, axis: str, *, view: tuple[int, int], contextual: bool) -> nnx.Param:
+        d_model = self.w_o.shape[-1]
+        bound = INITS[self.config.init](d_model, *view)
+        if contextual:
+            return start.uniform(bound, (d_model, rank, size), "d_model", "rank", axis)
+        # with the variance that a factor map gives of the block's normed hidden state
+        return start.uniform(bound * math.sqrt(d_model), (rank, size), "rank", axis)
+
+    def factor(self, x: Float[Array, "B T d_model"], w: nnx.Param) -> Float[Array, "*B_T R size"]:
+        """A factor of each token, or, of a factor that is the same for all, that one."""
+        w = self.weight(w)
+        return w if w.ndim == 2 else jnp.einsum("btd,drs->btrs", x, w)
+
+    def head_factor(self, x: Float[Array, "B T d_model"], w: nnx.Param, activation: str) -> Float[Array, "*B_T R H"]:
+        """A head factor, its nonlinearity applied."""
+        a = self.factor(x, w)
+        return ACTIVATIONS[activation](at_least_float32(a)).astype(a.dtype)
+
+    def query(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> TPAQuery | Float[Array, "B T H D"]:
+        """The rotated queries of tokens at the given positions."""
+        raise NotImplementedError
+
+    def entry(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> TPAEntry:
+        """What is cached of each token: the factors that depend on it, b_k rotated unless that is done on reading."""
+        c = self.config
+        a_k, a_v = self.head_factor(x, self.w_a_k, c.activation_k), self.head_factor(x, self.w_a_v, c.activation_v)
+        b_k = self.factor(x, self.w_b_k)
+        b_v = None if c.shared_kv_b else self.factor(x, self.w_b_v)
+        if not c.keys_rotated_when_read:
+            b_k = self.rope(b_k, positions)  # eq. 3.5: once, before it is cached
+        return TPAEntry(*(f if f is not None and f.ndim == 4 else None for f in (a_k, b_k, a_v, b_v)))
+
+    def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Any, Any]:
+        return self.query(x, positions), self.entry(x, positions)
+
+    def stored(self, entry: TPAEntry) -> TPAEntry:
+        """An entry, with what is the same for all tokens in its place."""
+        c = self.config
+        if not c.contextual_a:
+            entry = entry._replace(a_k=self.weight(self.w_a_k), a_v=self.weight(self.w_a_v))
+        if not c.contextual_b:
+            b_v = None if c.shared_kv_b else self.weight(self.w_b_v)
+            entry = entry._replace(b_k=self.weight(self.w_b_k), b_v=b_v)
+        return entry
+
+    @property
+    def late_rope(self) -> RoPE | None:
+        """RoPE, where keys are rotated when they are read."""
+        return self.rope if self.config.keys_rotated_when_read else None
+
+    def key_value_factors(self, entry: Any, positions: Int[Array, "B T"]) -> TPAEntry:
+        """The factors that eq. 3.1 combines, of the tokens of an entry."""
+        return key_value_factors(self.stored(entry), self.late_rope, positions)
+
+    def attend(
+        self, query: Any, entry: Any, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+    ) -> Float[Array, "B T H D"]:
+        query = combine(*query) if isinstance(query, TPAQuery) else query
+        a_k, b_k, a_v, b_v = self.key_value_factors(entry, positions)
+        return causal_attention(query, combine(a_k, b_k), combine(a_v, b_v), segment_ids=segment_ids)
+
+    def empty_cache(self, batch: int, max_length: int) -> TPACache:
+        return TPACache.from_factors(*self.stored(self.empty_entry(batch, max_length)), rope=self.late_rope)
+
+    def decode(self, query: Any, cache: TPACache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
+        return decode(query, cache, lengths)

@@ -1,0 +1,49 @@
+"""The model, its caches and generation take every mechanism by its name in the config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from t6jax import T6, ModelConfig, generate
+from t6jax.attention import MECHANISMS
+from t6jax.model import abstract
+from tests.attention.cases import case
+
+
+def small_model(name: str, **settings) -> T6:
+    """Two layers whose parameters, output projections included, are drawn at random."""
+    attention = {"name": name} | dataclasses.asdict(case(name))
+    values = {"vocab_size": 17, "num_layers": 2, "d_model": 24, "context_length": 12, "dtype": "float32"}
+    graph, state = nnx.split(abstract(ModelConfig.from_dict(values | {"attention": attention} | settings)))
+    random = np.random.default_rng(0)
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape) / 4, x.dtype), state))
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_generation_is_the_full_forwards_likeliest_token_each_time(name):
+    model = small_model(name)
+    forward = jax.jit(lambda model, tokens: model(tokens))
+    prompts = [[3, 1, 4, 1, 5], [9]]
+    for prompt, made in zip(prompts, generate(model, prompts, 4), strict=True):
+        row = np.zeros((1, 12), np.int32)
+        row[0, : len(prompt)] = prompt
+        for n, token in enumerate(made, start=len(prompt)):
+            assert token == int(jnp.argmax(forward(model, row)[0, n - 1]))
+            row[0, n] = token
+
+
+@pytest.mark.parametrize("name", ["tpa_nonctx_b", "tpa_order3", "mla"])
+def test_remat_changes_no_gradient(name):
+    tokens = jnp.arange(12).reshape(2, 6) % 17
+    grads = []
+    for remat in ("none", "full"):
+        graph, state = nnx.split(small_model(name, remat=remat))
+        loss = lambda state, graph=graph: jnp.mean(jnp.square(nnx.merge(graph, state)(tokens)))
+        grads.append(jax.jit(jax.grad(loss))(state))
+    for kept, again in zip(*map(jax.tree.leaves, grads), strict=True):
+        assert float(jnp.abs(kept).max()) > 0
+        np.testing.assert_allclose(kept, again, rtol=0, atol=1e-5 * float(jnp.abs(kept).max()))
