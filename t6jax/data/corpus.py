@@ -48,6 +48,9 @@ def prepare_missing(workdir: pathlib.Path, data: Mapping[str, Any], say: Callabl
 def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int) -> Corpus:
     """The config's data. Raises InputError where it is missing or damaged, or does not fit the config."""
     entries = _entries(workdir, data)
+    for folder, *_ in entries:
+        if not folder.is_dir():
+            raise InputError(f"there is no data in {folder}: give --data=FOLDER of token shards, or a text file or folder")
     manifests = [check_data(folder, kept_path(workdir, data["tokenizer"]), vocab_size) for folder, *_ in entries]
     return Corpus(
         [(folder, weight) for folder, _, weight in entries],
