@@ -1,6 +1,7 @@
 """`t6jax.decode`: attention of new tokens over a TPA cache, by the fastest implementation that supports the call."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,29 @@ from t6jax.errors import InputError
 from t6jax.ops import decode_xla
 from t6jax.ops.tpa_cache import TPACache, TPAQuery
 
+
+def _triton(query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: float) -> tuple[Array, Array]:
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        raise NotImplementedError(f"implementation='triton' needs an NVIDIA GPU; this is {device.device_kind}")
+    from pallas_kernels import flash_tpa_triton
+
+    rows, layout, options = cache.for_kernels()
+    return flash_tpa_triton.decode(query, rows, lengths, layout, scale=scale, return_lse=True, **options)
+
+
+def _mosaic_gpu(query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: float) -> tuple[Array, Array]:
+    device = jax.devices()[0]
+    if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":
+        raise NotImplementedError(f"implementation='mosaic_gpu' needs a Hopper GPU (H100, H200); this is {device.device_kind}")
+    from pallas_kernels import flash_tpa_mosaic
+
+    rows, layout, options = cache.for_kernels()
+    return flash_tpa_mosaic.decode(query, rows, lengths, layout, scale=scale, return_lse=True, **options)
+
+
 # by preference; each raises NotImplementedError for the calls that it does not take
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": decode_xla.decode}
-PLANNED = ("mosaic_gpu", "triton")
+IMPLEMENTATIONS: dict[str, Callable] = {"mosaic_gpu": _mosaic_gpu, "triton": _triton, "xla": decode_xla.decode}
 
 
 def decode(
@@ -33,30 +54,37 @@ def decode(
     lengths: int32 [B], valid tokens of each sequence, the N new ones included; default all M. New token n sees the first
         lengths - N + 1 + n; one that sees none gets zeros. May change from call to call without a recompile.
     scale: of the softmax, default 1/sqrt(D). The 1/R factors of eq. 3.1 are always applied.
-    implementation: "mosaic_gpu", "triton" or "xla"; default the fastest that supports this call on this device.
+    implementation: "mosaic_gpu" (Hopper), "triton" (any NVIDIA GPU from Ampere on) or "xla"; default the fastest that supports
+        this call on this device.
     return_lse: also return the float32 log-sum-exp of each token's and head's scaled scores, [B, N, H].
 
     Returns [B, N, H, E] in the query's dtype.
 
-    Raises InputError (a ValueError) where shapes disagree or a length exceeds the cache (inside jit, where a length cannot
-    be looked at, that sequence's result is NaN), NotImplementedError where a named implementation cannot serve the call.
+    Raises InputError (a ValueError) where shapes disagree or a length exceeds the cache (inside jit a length cannot be looked
+    at: there "xla" gives NaN for that sequence, the kernels take its first M tokens), NotImplementedError where a named
+    implementation cannot serve the call.
     """
     lengths = _check(query, cache, lengths)
     features, dtype = (query.b, query.b.dtype) if isinstance(query, TPAQuery) else (query, query.dtype)
     scale = features.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = _choose(implementation)(query, cache, lengths, scale)
+    out, lse = _run(implementation, query, cache, lengths, scale)
     out = out.astype(dtype)
     return (out, lse) if return_lse else out
 
 
-def _choose(name: str | None) -> Callable:
-    if name is None:
-        return next(iter(IMPLEMENTATIONS.values()))
-    if name in PLANNED:
-        raise NotImplementedError(f"implementation={name!r} is not in this version of t6jax; take 'xla' or None")
-    if name not in IMPLEMENTATIONS:
-        raise InputError(f"implementation={name!r} is unknown; take one of {', '.join(map(repr, IMPLEMENTATIONS))} or None")
-    return IMPLEMENTATIONS[name]
+def _run(name: str | None, *arguments: Any) -> tuple[Array, Array]:
+    """The implementation of that name, or the first that takes the call."""
+    if name is not None:
+        if name not in IMPLEMENTATIONS:
+            raise InputError(f"implementation={name!r} is unknown; take one of {', '.join(map(repr, IMPLEMENTATIONS))} or None")
+        return IMPLEMENTATIONS[name](*arguments)
+    *kernels, last = IMPLEMENTATIONS.values()
+    for implementation in kernels:
+        try:
+            return implementation(*arguments)
+        except NotImplementedError:
+            continue
+    return last(*arguments)
 
 
 def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> Array:

@@ -1,15 +1,16 @@
 """What TPA keeps of the past: the factors of keys and values, never the keys and values themselves (section 3.3)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from pallas_kernels import tpa_cache
+from pallas_kernels.tpa_cache import CacheLayout
 from t6jax.errors import InputError
 from t6jax.ops.rope import RoPE
-from t6jax.ops.token_cache import write
 
 
 class TPAQuery(NamedTuple):
@@ -39,13 +40,16 @@ NOTHING = TPAEntry(None, None, None, None)
 class TPACache:
     """The factors of M tokens for each of B sequences; make it with `from_factors` or `empty`, read it with `factors`.
 
-    How the fields store the factors is this class's own affair. Of each factor at most one of two is there: _tokens, what
-    depends on the token, [B, M, R, .]; _fixed, one for all tokens, [R, .]. With b_v in neither, values share the keys' b.
-    _rope: where given, b_k is stored as it was before RoPE, and rotated when it is read.
+    How the fields store the factors is this class's own affair: _rows, what depends on the token, side by side as
+    pallas_kernels.tpa_cache lays it out; _fixed, factors that are one for all tokens, [R, .]. With b_v in neither, values
+    share the keys' b. _rope: where given, b_k is stored as it was before RoPE, and rotated when it is read. _table: where B
+    factors are the same for all tokens, what they are at each position.
     """
 
-    _tokens: TPAEntry
-    _fixed: TPAEntry = NOTHING
+    _rows: Float[Array, "B M W"]
+    _fixed: TPAEntry
+    _table: Float[Array, "M W_B"] | None
+    _layout: CacheLayout = dataclasses.field(metadata={"static": True})
     _rope: RoPE | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
@@ -67,9 +71,30 @@ class TPACache:
         """
         factors = TPAEntry(a_k, b_k, a_v, b_v)
         _check_factors(factors)
-        tokens = TPAEntry(*(x if x is not None and x.ndim == 4 else None for x in factors))
         fixed = TPAEntry(*(x if x is not None and x.ndim == 2 else None for x in factors))
-        return cls(tokens, fixed, rope)
+        value_factor = b_k if b_v is None else b_v
+        if value_factor.ndim != b_k.ndim:
+            raise InputError("b_k and b_v must either both depend on the token or neither: give both 4 axes, or both 2")
+        if a_k.ndim != a_v.ndim:
+            raise InputError("a_k and a_v must either both depend on the token or neither: give both 4 axes, or both 2")
+        layout = CacheLayout(
+            heads=a_k.shape[-1],
+            rank_k=a_k.shape[-2],
+            rank_v=a_v.shape[-2],
+            dim_k=b_k.shape[-1],
+            dim_v=value_factor.shape[-1],
+            stores_a=a_k.ndim == 4,
+            stores_b=b_k.ndim == 4,
+            shared_b=b_v is None and b_k.ndim == 4,
+        )
+        rows = tpa_cache.pack(layout, *factors)
+        table = None
+        if b_k.ndim == 2:
+            positions = jnp.arange(rows.shape[1])
+            keys = b_k[None] if rope is None else rope(b_k[None, None], positions[None])[0]
+            at_each = lambda x: jnp.broadcast_to(x, (len(positions), *x.shape[1:]))
+            table = tpa_cache.pack_b(layout, at_each(keys), at_each(value_factor[None]))
+        return cls(rows, fixed, table, layout, rope)
 
     @classmethod
     def empty(
@@ -85,18 +110,18 @@ class TPACache:
         dtype: DTypeLike = jnp.bfloat16,
     ) -> "TPACache":
         """Room for max_length tokens (M) of each of `batch` sequences."""
-        shapes = ((rank_k, num_heads), (rank_k, key_dim), (rank_v, num_heads), (rank_v, value_dim))
-        return cls(TPAEntry(*(jnp.zeros((batch, max_length, *shape), dtype) for shape in shapes)))
+        layout = CacheLayout(heads=num_heads, rank_k=rank_k, rank_v=rank_v, dim_k=key_dim, dim_v=value_dim)
+        return cls(jnp.zeros((batch, max_length, layout.width), dtype), NOTHING, None, layout)
 
     @property
     def batch(self) -> int:
         """B, the sequences."""
-        return jax.tree.leaves(self._tokens)[0].shape[0]
+        return self._rows.shape[0]
 
     @property
     def max_length(self) -> int:
         """M, the tokens there is room for in each sequence."""
-        return jax.tree.leaves(self._tokens)[0].shape[1]
+        return self._rows.shape[1]
 
     def factors(self) -> TPAEntry:
         """The factors of all M tokens, b_k rotated, without the axes that they do not depend on.
@@ -109,20 +134,34 @@ class TPACache:
         return complete
 
     def stored(self) -> TPAEntry:
-        """The factors as they are stored, [B, M, R, .] or [R, .]: see `from_factors`, whose arguments they are."""
-        return TPAEntry(*(f if t is None else t for t, f in zip(self._tokens, self._fixed, strict=True)))
+        """The factors as they were given, [B, M, R, .] or [R, .]: see `from_factors`, whose arguments they are."""
+        tokens = TPAEntry(*tpa_cache.unpack(self._layout, self._rows))
+        if self._layout.shared_b:
+            tokens = tokens._replace(b_v=None)
+        return TPAEntry(*(f if t is None else t for t, f in zip(tokens, self._fixed, strict=True)))
 
     @property
     def rope(self) -> RoPE | None:
         """What b_k is to be rotated by when it is read; None: it is stored rotated."""
         return self._rope
 
+    def for_kernels(self) -> tuple[Array, CacheLayout, dict[str, Any]]:
+        """(rows, layout, options) as the decode functions of pallas_kernels take them.
+
+        Raises NotImplementedError where keys have to be rotated as they are read, which no kernel does.
+        """
+        if self._rope is not None and self._table is None:
+            raise NotImplementedError("a cache that shares B factors before RoPE is decoded by implementation='xla'")
+        a = None if self._layout.stores_a else (self._fixed.a_k, self._fixed.a_v)
+        return self._rows, self._layout, {"a": a, "b": self._table}
+
     def append(self, entry: TPAEntry, starts: Int[Array, "B"]) -> "TPACache":
         """Writes the T tokens of entry behind the first starts[b] tokens of each sequence b.
 
         In place where the cache is donated to the enclosing jit. Tokens for which there is no room are dropped.
         """
-        return dataclasses.replace(self, _tokens=write(self._tokens, entry, starts))
+        new = tpa_cache.pack(self._layout, *entry)
+        return dataclasses.replace(self, _rows=tpa_cache.append(self._rows, new, starts))
 
 
 def key_value_factors(stored: TPAEntry, rope: RoPE | None, positions: Int[Array, "B T"]) -> TPAEntry:

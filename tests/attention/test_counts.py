@@ -46,7 +46,7 @@ def table_1(c) -> tuple[int, int]:
 def test_counts_are_table_1s(config):
     cached, parameters = table_1(config)
     module = build(config)
-    room = lambda m: size(module.empty_cache(3, m))
+    room = lambda m: size(module.empty_entry(3, m))
     assert config.cached_numbers_per_token == cached
     assert room(8) - room(7) == 3 * cached
     assert config.parameter_count(D_MODEL) == parameters + config.head_norm * config.head_dim

@@ -171,7 +171,7 @@ def test_other_wrong_arguments_are_named():
     f = draw(np.random.default_rng(9), 2, 1, 6, 5, 3, 2, 1, 8, 8)
     with pytest.raises(InputError, match="dense' is unknown"):
         call(f, implementation="dense")
-    with pytest.raises(NotImplementedError, match="mosaic_gpu"):
+    with pytest.raises(NotImplementedError, match="mosaic_gpu' needs a Hopper GPU"):
         call(f, implementation="mosaic_gpu")
     with pytest.raises(InputError, match="TPACache"):
         t6jax.decode(jnp.zeros((2, 1, 5, 8)), (1, 2, 3, 4))

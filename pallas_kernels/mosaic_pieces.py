@@ -1,0 +1,217 @@
+"""What the Mosaic GPU kernels need below Pallas's own operations: loads, stores and warp-wide sums of their own shapes.
+
+Everywhere here a scalar may differ from warp to warp, where its name in a docstring says so: Mosaic takes scalars for equal in
+all threads, but does nothing that needs them to be.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, vector
+
+ROWS, WARP_ROWS = 64, 16  # of one wgmma, and each of its four warps' share
+WGMMA, ROW, COL = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+SCALAR = plgpu.Layout.WG_SPLAT(())
+# Partial results [parts, columns], 4 columns a lane. Of a whole warpgroup:
+PARTS = plgpu.Layout.TILED(plgpu.Tiling(((32, 16), (8, 16), (4,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+# Of a single warp: the warps hold different numbers, but Mosaic, which takes them for copies, reduces inside the warp.
+WARP_PARTS = plgpu.Layout.TILED(
+    plgpu.Tiling(((8, 16), (4,))), warp_dims=(plgpu.Replicated(4),), lane_dims=(-3, -2), vector_dim=-1
+)
+
+
+def load_heads(ref, column, tokens):
+    """A box [tokens, columns] in shared memory as an array [64 rows, tokens]: each warp's 16 rows are 16 of the box's columns,
+    from `column` on, which may differ from warp to warp."""
+    result = plgpu.ShapeDtypeStruct((ROWS, tokens), ref.dtype, layout=WGMMA)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR), return_type=result)
+    def load(_, ref, column):
+        ref_type = ir.MemRefType(ref.type)
+        pitch = ref_type.shape[1]
+        i32 = ir.IntegerType.get_signless(32)
+        const = lambda x: arith.constant(i32, x)
+        lane = arith.remui(utils.thread_idx(), const(32))
+        # ldmatrix.x4.trans: lanes 8 i .. 8 i + 7 hold the addresses of matrix i's rows. A row is 8 heads of one token.
+        # Matrices 0..3 are (tokens 0-7, heads 0-7), (tokens 0-7, heads 8-15), (tokens 8-15, heads 0-7), ...
+        token = arith.addi(arith.remui(lane, const(8)), arith.muli(arith.divui(lane, const(16)), const(8)))
+        head = arith.muli(arith.remui(arith.divui(lane, const(8)), const(2)), const(8))
+        offset = arith.addi(arith.muli(token, const(pitch)), arith.addi(head, column.registers.item()))
+        base = utils.getelementptr(utils.memref_ptr(ref), [offset], ref_type.element_type)
+        register = ir.VectorType.get((2,), ref_type.element_type)
+        layout = mgpu.WGMMA_LAYOUT
+        registers = np.empty(layout.registers_shape((ROWS, tokens)), dtype=object)
+        flat = registers.reshape(tokens // 8, 2)
+        for j in range(0, tokens // 8, 2):
+            loaded = nvvm.ldmatrix(
+                utils.getelementptr(base, [j * 8 * pitch], ref_type.element_type),
+                layout=nvvm.MMALayout.col,
+                num=4,
+                shape=ir.Attribute.parse("#nvvm.ld_st_matrix_shape<m=8, n=8>"),
+                elt_type=nvvm.LdStMatrixEltType.B16,
+            )
+            for i in range(4):
+                flat[j + i // 2, i % 2] = utils.bitcast(llvm.extractvalue(i32, loaded, [i]), register)
+        return mgpu.FragmentedArray(_registers=flat.reshape(registers.shape), _layout=layout, _is_signed=None)
+
+    return load(ref, column)
+
+
+def gather(ref, shape, layout, scalars, index, vector_axis=-1):
+    """An array whose element at idx is ref[index(*scalars, *idx)]; index takes and returns index-typed values."""
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType(), *[SCALAR] * len(scalars)), return_type=plgpu.ShapeDtypeStruct(shape, ref.dtype, layout=layout)
+    )
+    def load(_, ref, *scalars):
+        scalars = [arith.index_castui(ir.IndexType.get(), x.registers.item()) for x in scalars]
+        mgpu_layout = layout.to_mgpu()
+        element = ir.MemRefType(ref.type).element_type
+        register_type = ir.VectorType.get((mgpu_layout.vector_length,), element)
+        registers = np.empty(mgpu_layout.registers_shape(shape), dtype=object)
+        for idx, i in zip(mgpu_layout.thread_idxs(shape), np.ndindex(registers.shape)):
+            values = []
+            for k in range(mgpu_layout.vector_length):
+                at = list(idx)
+                at[vector_axis] = arith.addi(at[vector_axis], arith.constant(ir.IndexType.get(), k))
+                values.append(memref.load(ref, index(*scalars, *at)))
+            registers[i] = vector.from_elements(register_type, values)
+        return mgpu.FragmentedArray(_registers=registers, _layout=mgpu_layout, _is_signed=None)
+
+    return load(ref, *scalars)
+
+
+def gather_rows(ref, shape, layout, start, last):
+    """ref[min(start + i, last)] for i in range(shape[0]): rows past the last one repeat it."""
+
+    result = plgpu.ShapeDtypeStruct(shape, ref.dtype, layout=layout)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR), return_type=result)
+    def load(_, ref, start, last):
+        as_index = lambda x: arith.index_cast(ir.IndexType.get(), x.registers.item())
+        start, last = as_index(start), as_index(last)
+        mgpu_layout = layout.to_mgpu()
+        element = ir.VectorType.get((mgpu_layout.vector_length,), ir.MemRefType(ref.type).element_type)
+        registers = np.empty(mgpu_layout.registers_shape(shape), dtype=object)
+        for (row, *column), i in zip(mgpu_layout.thread_idxs(shape), np.ndindex(registers.shape)):
+            registers[i] = vector.load(element, ref, [arith.minsi(arith.addi(row, start), last), *column])
+        return mgpu.FragmentedArray(_registers=registers, _layout=mgpu_layout, _is_signed=None)
+
+    return load(ref, start, last)
+
+
+def scalar(body):
+    """Runs body() -> i32 value in every thread."""
+
+    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=SCALAR))
+    def run(_):
+        return mgpu.FragmentedArray.splat(body(lambda x: arith.constant(ir.IntegerType.get_signless(32), x)), (), is_signed=True)
+
+    return run()
+
+
+def lane():
+    return scalar(lambda const: arith.remui(utils.thread_idx(), const(32)))
+
+
+def warp():
+    """This warp's number in its warpgroup."""
+    return scalar(lambda const: arith.remui(arith.divui(utils.thread_idx(), const(32)), const(4)))
+
+
+def warp_ptx(x, *steps):
+    """Runs PTX steps ($0 = f($1)), one after another, on a 32-bit integer that may differ from lane to lane."""
+
+    @plgpu.inline_mgpu(arg_types=(SCALAR,), return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=SCALAR))
+    def run(_, x):
+        x = x.registers.item()
+        for ptx in steps:
+            x = utils.inline_ptx(ptx, x, result_types=x.type, has_side_effects=True, convergent=True)
+        return mgpu.FragmentedArray.splat(x, (), is_signed=True)
+
+    return run(x)
+
+
+def warp_reduce(op, x):
+    return warp_ptx(x, f"redux.sync.{op}.s32 $0, $1, 0xffffffff;")
+
+
+def warp_scan(x):
+    """The sum of x over this lane and the lanes before it."""
+    step = "{ .reg .pred p; .reg .b32 t; shfl.sync.up.b32 t|p, $1, %d, 0, 0xffffffff; @!p mov.b32 t, 0; add.s32 $0, $1, t; }"
+    return warp_ptx(x, *(step % d for d in (1, 2, 4, 8, 16)))
+
+
+def constant(x):
+    return arith.constant(ir.IndexType.get(), x)
+
+
+def below(limit, *terms):
+    """min(sum of the terms, limit - 1), of index-typed values and Python numbers."""
+    terms = [constant(x) if isinstance(x, int) else x for x in terms]
+    return arith.minui(functools.reduce(arith.addi, terms), constant(limit - 1))
+
+
+def in_warp(row):
+    """A row's number among its warp's."""
+    return arith.remui(row, constant(WARP_ROWS))
+
+
+def store_rows(ref, value, n, h, layout):
+    """ref[n, h + i] = value[i], i a row of a warp, where there is a token n and a head h + i.
+
+    n and h may differ from warp to warp.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout, SCALAR, SCALAR))
+    def store(_, ref, value, n, h):
+        N, H, *_ = ir.MemRefType(ref.type).shape
+        n, h = [arith.index_castui(ir.IndexType.get(), x.registers.item()) for x in (n, h)]
+        less = lambda x, limit: arith.cmpi(arith.CmpIPredicate.ult, x, constant(limit))
+        by_row = {}  # a thread holds two rows; one branch for each
+        for (row, *column), register in zip(value.layout.thread_idxs(value.shape), np.ndindex(value.registers.shape)):
+            half = register[4] if value.registers.ndim > 5 else register
+            by_row.setdefault(half, []).append((row, column, value.registers[register]))
+        for entries in by_row.values():
+            head = arith.addi(h, in_warp(entries[0][0]))
+            with utils.when(arith.andi(less(n, N), less(head, H))):
+                for _, column, register in entries:
+                    vector.store(register, ref, [n, head, *column])
+
+    store(ref, value, n, h)
+
+
+def blank_rows(ref, transforms, valid, tokens):
+    """Zeroes the rows of ref [tokens, columns] from row `valid` on. (A swizzle moves numbers within their row only.)"""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(transforms), SCALAR))
+    def blank(_, ref, valid):
+        ref_type = ir.MemRefType(ref.type)
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        const = lambda x: arith.constant(index, x)
+        thread = arith.remui(utils.thread_idx(), arith.constant(i32, 128))
+        row = arith.remui(thread, arith.constant(i32, tokens))
+        part = arith.muli(arith.divui(thread, arith.constant(i32, tokens)), arith.constant(i32, 8))
+        row_index, part = arith.index_castui(index, row), arith.index_castui(index, part)
+        zeros = utils.c(0.0, ir.VectorType.get((8,), ref_type.element_type))
+        step = 8 * 128 // tokens  # the threads of one row cover this many numbers at once
+        with utils.when(arith.cmpi(arith.CmpIPredicate.sge, row, valid.registers.item())):
+            if transforms:  # [tokens / 8, tiles, 8, width]
+                _, tiles, _, width = ref_type.shape
+                for tile in range(tiles):
+                    for column in range(0, width, step):
+                        above, below = arith.divui(row_index, const(8)), arith.remui(row_index, const(8))
+                        vector.store(zeros, ref, [above, const(tile), below, arith.addi(part, const(column))])
+            else:
+                width = ref_type.shape[1]
+                for column in range(0, width, step):
+                    at = arith.addi(part, const(column))
+                    with utils.when(arith.cmpi(arith.CmpIPredicate.ult, at, const(width))):
+                        vector.store(zeros, ref, [row_index, at])
+
+    blank(ref, valid)

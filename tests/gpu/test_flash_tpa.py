@@ -1,0 +1,137 @@
+"""The GPU kernels against Algorithm 1 in float64, on a GPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import flash_tpa_mosaic, flash_tpa_triton, tpa_cache
+from pallas_kernels.tpa_cache import CacheLayout
+from tests.pallas_kernels.oracle import make, oracle
+
+GPUS = [device for device in jax.devices() if device.platform == "gpu"]
+HOPPER = bool(GPUS) and getattr(GPUS[0], "compute_capability", "") == "9.0"
+pytestmark = pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")
+hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+
+
+def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel=flash_tpa_mosaic, **options):
+    query, factors, rows, constants = make(layout, lengths, capacity or max(max(lengths), 1), N, R_Q, dtype, **options)
+    decode = jax.jit(functools.partial(kernel.decode, layout=layout, return_lse=True))
+    got, lse = decode(query, rows, jnp.asarray(lengths, jnp.int32), **constants)
+    again, _ = decode(query, rows, jnp.asarray(lengths, jnp.int32), **constants)
+    assert got.dtype == dtype and lse.dtype == jnp.float32
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(again, np.float32))
+    want, want_lse, bound = oracle(query, factors, lengths, layout.dim_k**-0.5)
+    got, lse = np.asarray(got, np.float64), np.asarray(lse, np.float64)
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(want_lse))
+    assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want)
+    seen = np.isfinite(want_lse)
+    if not R_Q and layout.stores_a:  # a dense query is not rounded: what is left is the rounding of P a_v and of the output
+        assert (abs(got - want) <= 2.0**-7 * (bound + abs(want)) + 1e-6).all()
+        np.testing.assert_allclose(lse[seen], want_lse[seen], atol=1e-3)
+    else:
+        np.testing.assert_allclose(lse[seen], want_lse[seen], atol=5e-2 * options.get("query_scale", 1.0))
+
+
+@hopper
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ((1, 1, 1, 64, 64), dict(N=1)),
+        ((5, 3, 1, 32, 128), dict(N=3)),
+        ((32, 1, 1, 64, 64), dict(R_Q=16)),
+        ((32, 1, 1, 64, 64), dict(R_Q=0, N=8)),
+        ((34, 2, 2, 64, 64), dict(N=2)),
+        ((47, 2, 2, 64, 64), dict()),
+        ((61, 2, 2, 64, 64), dict(R_Q=0)),
+        ((78, 2, 2, 64, 64), dict(N=4)),
+        ((78, 2, 2, 64, 64), dict(R_Q=0, dtype=jnp.float16)),
+        ((128, 1, 3, 128, 32), dict(R_Q=17)),
+        ((128, 3, 3, 128, 128), dict(N=5)),
+        ((16, 2, 1, 64, 32), dict(N=6, dtype=jnp.float16)),
+        ((48, 1, 2, 32, 64), dict(R_Q=1, N=7)),
+        ((34, 2, 2, 64, 64, False), dict(N=2)),  # non-contextual A
+        ((32, 3, 1, 32, 64, False), dict(R_Q=0)),
+        ((47, 2, 2, 64, 64, True, False), dict()),  # non-contextual B
+        ((61, 2, 2, 64, 64, True, True, True), dict(R_Q=0)),  # shared B
+        ((22, 2, 2, 64, 64, False, True, True), dict()),  # non-contextual A, shared B
+    ],
+)
+def test_matches_algorithm_1_on_ragged_lengths(sizes, options):
+    check(CacheLayout(*sizes), [1000, 0, 1, 513, 64, 65], capacity=1003, **options)
+
+
+@hopper
+def test_one_long_sequence_over_the_whole_card():
+    check(CacheLayout(32, 1, 1, 64, 64), [70001])
+
+
+@hopper
+def test_many_sequences():
+    lengths = [int(x) for x in np.random.default_rng(1).integers(0, 700, 100)]
+    check(CacheLayout(47, 2, 2, 64, 64), lengths)
+
+
+@hopper
+def test_saturated_softmax():
+    check(CacheLayout(34, 2, 2, 64, 64), [900, 77], R_Q=0, query_scale=40.0)
+
+
+@hopper
+def test_equal_logits():
+    check(CacheLayout(32, 1, 1, 64, 64), [900, 77], equal=True)
+
+
+@hopper
+def test_a_growing_cache_compiles_once_and_takes_appends_in_place():
+    layout, B, M = CacheLayout(34, 2, 2, 64, 64), 3, 300
+    query, factors, _, _ = make(layout, [M] * B, M, 1, 0, jnp.bfloat16)
+    tokens = tpa_cache.pack(layout, *factors)
+    append = jax.jit(tpa_cache.append, donate_argnums=0)
+    decode = jax.jit(functools.partial(flash_tpa_mosaic.decode, layout=layout))
+    rows, lengths = jnp.zeros_like(tokens), jnp.array([0, 100, 200])
+    for b, length in enumerate((0, 100, 200)):
+        rows = rows.at[b, :length].set(tokens[b, :length])
+    address = rows.unsafe_buffer_pointer()
+    for _ in range(70):
+        new = jnp.take_along_axis(tokens, lengths[:, None, None], axis=1)
+        rows = append(rows, new, lengths)
+        lengths = lengths + 1
+        got = decode(query, rows, lengths)
+    assert rows.unsafe_buffer_pointer() == address
+    assert decode._cache_size() == 1
+    want, _, _ = oracle(query, factors, list(np.asarray(lengths)), layout.dim_k**-0.5)
+    assert np.linalg.norm(np.asarray(got, np.float64) - want) <= 1e-2 * np.linalg.norm(want)
+
+
+@hopper
+def test_vmap_adds_an_axis():
+    layout, lengths = CacheLayout(32, 1, 1, 64, 64), [[300, 0], [64, 129]]
+    made = [make(layout, x, 300, 1, 6, jnp.bfloat16) for x in lengths]
+    stack = lambda i: jax.tree.map(lambda *x: jnp.stack(x), *[m[i] for m in made])
+    decode = functools.partial(flash_tpa_mosaic.decode, layout=layout)
+    got = jax.jit(jax.vmap(decode))(stack(0), stack(2), jnp.asarray(lengths, jnp.int32))
+    for x, (query, _, rows, _), some in zip(lengths, made, got):
+        one = jax.jit(decode)(query, rows, jnp.asarray(x, jnp.int32))
+        np.testing.assert_array_equal(np.asarray(some, np.float32), np.asarray(one, np.float32))
+
+
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ((5, 3, 1, 32, 128), dict(N=3)),
+        ((34, 2, 2, 64, 64), dict(N=2)),
+        ((78, 2, 2, 64, 64), dict(R_Q=0, dtype=jnp.float16)),
+        ((128, 1, 3, 128, 32), dict(R_Q=17)),
+        ((34, 2, 2, 64, 64, False), dict(N=2)),
+        ((47, 2, 2, 64, 64, True, False), dict()),
+        ((61, 2, 2, 64, 64, True, True, True), dict(R_Q=0, query_scale=40.0)),
+    ],
+)
+def test_the_triton_kernel_matches_algorithm_1(sizes, options):
+    pytest.importorskip("jax_triton")
+    check(CacheLayout(*sizes), [1000, 0, 1, 513, 64, 65], capacity=1003, kernel=flash_tpa_triton, **options)
