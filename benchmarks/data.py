@@ -248,7 +248,8 @@ def main() -> None:
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.data", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + (" and uncommitted changes" if git("status", "--porcelain") else ""),
+        "commit": git("rev-parse", "--short", "HEAD")
+        + (" and uncommitted changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""),
         "device": device(),
         "processor": processor(),
         "load_average_at_start": os.getloadavg()[0],

@@ -70,13 +70,20 @@ def prepare(
     }
     if out.exists():
         return _prepared(out, settings)
+    plan = make_plan(
+        source,
+        subset,
+        validation_fraction=validation_fraction,
+        validation_bytes=shard_tokens,
+        unit_bytes=unit_bytes,
+    )
     work = out.with_name(out.name + ".partial")
     work.mkdir(parents=True, exist_ok=True)
     with _lock(work):
         for path in work.glob("*.partial"):  # what a kill cut short
             path.unlink()
         if not (work / MANIFEST).exists():
-            plan = _start(work, settings, tokenizer, say)
+            _start(work, settings, plan, tokenizer, say)
             merger = Merger(work, plan.validation_units, validation_fraction, version_for(tokenizer.vocab_size), shard_tokens)
             if executor == "local":  # a process is not worth its start for little text
                 workers = min(workers, 1 + sum(unit.size for unit in plan.units) // (4 * unit_bytes))
@@ -93,7 +100,7 @@ def prepare(
             path = work / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         work.rename(out)
-    return read_manifest(out)
+    return _prepared(out, settings)
 
 
 def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, say: Callable[[str], None] | None) -> None:
@@ -119,15 +126,8 @@ def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _start(work: pathlib.Path, settings: Mapping[str, Any], tokenizer: Tokenizer, say: Callable | None) -> Plan:
-    """The plan, written down with all that tokenizing a unit needs; checked, where an interrupted preparation left one."""
-    plan = make_plan(
-        settings["source"],
-        settings["subset"],
-        validation_fraction=settings["validation_fraction"],
-        validation_bytes=settings["shard_tokens"],
-        unit_bytes=settings["unit_bytes"],
-    )
+def _start(work: pathlib.Path, settings: Mapping[str, Any], plan: Plan, tokenizer: Tokenizer, say: Callable | None) -> None:
+    """Writes down all that tokenizing a unit needs; or checks it, where an interrupted preparation left it."""
     found = work / SETTINGS
     if found.exists():
         previous = json.loads(found.read_text())
@@ -138,13 +138,12 @@ def _start(work: pathlib.Path, settings: Mapping[str, Any], tokenizer: Tokenizer
             raise InputError(f"the files of {settings['source']!r} changed since {work} was begun: delete it to start again")
         if say:
             say(f"going on in {work}")
-        return plan
+        return
     (work / PARTS).mkdir(exist_ok=True)
     tokenizer.save(work)
     write_whole(work / TOKENIZER_NAME, tokenizer.name.encode())
     write_whole(work / PLAN, plan.to_json().encode())
     write_whole(found, json.dumps(settings).encode())  # last: where it is, the others are
-    return plan
 
 
 def _write_manifest(work: pathlib.Path, settings: Mapping[str, Any], tokenizer: Tokenizer, merger: Merger) -> None:
