@@ -16,7 +16,8 @@ def decode_table(record: dict) -> str:
     rate = lambda r: r["useful_bytes"] / r["microseconds"] * 1e6
     bandwidth = record["read_bytes_per_second"]
     lines = [
-        f"{record['device']}, {record['date']}, JAX {record['jax']}; reading memory ran at {bandwidth / 1e12:.2f} TB/s in the same run.",
+        f"{record['device']}, {record['date']}, JAX {record['jax']}; "
+        f"reading memory ran at {bandwidth / 1e12:.2f} TB/s in the same run.",
         "",
         "| B, cached tokens | **FlashTPA** R = 16, 1, 1 | its TB/s | plain XLA | FA3 MHA | FA3 GQA-4 | FA3 MQA | FlashMLA |",
         "|---|---|---|---|---|---|---|---|",
