@@ -59,8 +59,12 @@ def get_config() -> ConfigDict:
             "data": {
                 "path": "data/fineweb-edu-100bt",  # a folder of token shards
                 "source": "",  # with an empty path: text to prepare in the work directory, a file, a folder, or "python"
-                "tokenizer": "gpt2",
+                # several of them: a name -> {"path" or "source": as above, "weight": its share of the windows}, in place of both
+                "mixture": {},
+                "tokenizer": "gpt2",  # gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json
                 "validation_fraction": 0.01,  # of a source's bytes, by file
+                "with_replacement": False,  # windows drawn anywhere and independently, as in the published code
+                "document_masking": False,  # attention stops at the borders of documents, and positions restart there
                 "num_workers": 0,  # processes that read ahead; 0: threads
             },
             "optimizer": {

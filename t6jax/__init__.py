@@ -1,12 +1,30 @@
 """Tensor Product Attention and the T6 transformer in JAX. These are the public names."""
 
-from t6jax.config import ModelConfig
-from t6jax.errors import InputError
-from t6jax.generation import generate
-from t6jax.interop.reference import from_reference
-from t6jax.model import T6
-from t6jax.ops.decode import decode
-from t6jax.ops.tpa_cache import TPACache, TPAQuery
-from t6jax.runs import load
+import importlib
+from typing import Any
 
-__all__ = ["T6", "InputError", "ModelConfig", "TPACache", "TPAQuery", "decode", "from_reference", "generate", "load"]
+# name -> where it lives. Each is imported when it is first used: processes that only handle data never load JAX.
+_HOMES = {
+    "ModelConfig": "config",
+    "InputError": "errors",
+    "generate": "generation",
+    "from_reference": "interop.reference",
+    "T6": "model",
+    "decode": "ops.decode",
+    "TPACache": "ops.tpa_cache",
+    "TPAQuery": "ops.tpa_cache",
+    "load": "runs",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 't6jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"t6jax.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

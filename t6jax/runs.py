@@ -41,11 +41,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON: {e}") from e
 
 
-def data_folder(workdir: pathlib.Path, data: Mapping[str, Any]) -> pathlib.Path:
-    """Where a run's shards are: data.path, or the folder in the run's directory where data.source was prepared."""
-    return pathlib.Path(data["path"]) if data["path"] else workdir / "data"
-
-
 def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
     """(run's directory, its steps to try, newest first) for a run's directory or one step's.
 

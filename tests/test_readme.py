@@ -1,12 +1,15 @@
 """The README tells the truth: its snippets run, its commands exist with the flags they show."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks import report
 from configs import common
-from tests.conftest import ROOT, program
+from t6jax.data.corpus import check_mixture
+from tests.conftest import ROOT, process_options, program
 
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
@@ -41,3 +44,19 @@ def test_flags_in_the_readme_exist(name):
     commands = re.findall(rf"^    python {name} (.*?)(?:  +#.*)?$", README, re.M)
     flags = {flag for c in commands for flag in re.findall(r"--(\w+)(?![\w.])", c)}
     assert commands and all(re.search(rf"--(\[no\])?{flag}\b", help_text) for flag in flags), flags
+
+
+@pytest.mark.parametrize("name", ["prepare", "train_tokenizer", "verify"])
+def test_flags_of_the_data_programs_in_the_readme_exist(name):
+    run = [sys.executable, "-m", f"t6jax.data.{name}", "--help"]
+    help_text = subprocess.run(run, **process_options(), capture_output=True, check=True).stdout
+    commands = re.findall(rf"^    python -m t6jax.data.{name} (.*?)(?:  +#.*)?$", README, re.M)
+    flags = {flag for c in commands for flag in re.findall(r"--(\w+)", c)}
+    assert commands and all(re.search(rf"--{flag}\b", help_text) for flag in flags), flags
+
+
+def test_the_readmes_mixture_is_one():
+    config = common.get_config()
+    (line,) = re.findall(r"^    (config.data.mixture = .*)$", README, re.M)
+    exec(line, {"config": config})
+    check_mixture(config.to_dict()["data"])

@@ -38,16 +38,21 @@ def documents(source: str) -> list[Document]:
     return found
 
 
-def split(found: list[Document], validation_fraction: float) -> tuple[list[Document], list[Document]]:
+def split(
+    found: list[Document], validation_fraction: float, validation_bytes: int | None = None
+) -> tuple[list[Document], list[Document]]:
     """(training, validation) documents: files are drawn by a hash of their names until the fraction of bytes is reached.
 
-    The draw depends on names and sizes alone. A single document is cut in two, its end for validation.
+    validation_bytes: the most to draw. The draw depends on names and sizes alone. A single document is cut in two, its end
+    for validation.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
     if len(found) == 1:
-        return _cut(found[0], validation_fraction)
+        return _cut(found[0], validation_fraction, validation_bytes)
     wanted = validation_fraction * sum(d.size for d in found)
+    if validation_bytes is not None:
+        wanted = min(wanted, validation_bytes)
     validation: set[str] = set()
     size = 0
     for document in sorted(found, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
@@ -88,9 +93,10 @@ def _is_text(path: pathlib.Path) -> bool:
     return bool(head) and b"\0" not in head
 
 
-def _cut(document: Document, validation_fraction: float) -> tuple[list[Document], list[Document]]:
+def _cut(document: Document, validation_fraction: float, validation_bytes: int | None) -> tuple[list[Document], list[Document]]:
     data = document.read()
-    middle = round(len(data) * (1 - validation_fraction))
+    wanted = len(data) * validation_fraction
+    middle = len(data) - round(wanted if validation_bytes is None else min(wanted, validation_bytes))
     newline = data.rfind(b"\n", 0, middle)
     middle = newline + 1 if newline > 0 else middle
     parts = (document.name, data[:middle]), (f"{document.name} (end)", data[middle:])

@@ -1,20 +1,35 @@
-"""Documents to a folder of token shards with a manifest."""
+"""Documents to a folder of token shards with a manifest.
 
+usage: python -m t6jax.data.prepare --source=SOURCE --out=FOLDER [--subset=NAME] [--tokenizer=NAME or PATH] [--workers=N] ...
+
+Interrupted at any point, the same command goes on. The shards are the same bytes whatever the number of workers.
+"""
+
+import argparse
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
-
-from t6jax.data.documents import Document, documents, split
-from t6jax.data.shards import find_shards, write_shard
+from t6jax.data.executors import EXECUTORS, Producer, check_executor, make_producer
+from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
+from t6jax.data.merge import STATE, Merger
+from t6jax.data.parts import PARTS, PLAN, TOKENIZER_NAME, part_path, read_part
+from t6jax.data.shards import version_for, write_whole
+from t6jax.data.sources import UNIT_BYTES, Plan, make_plan
 from t6jax.data.tokenizers import Tokenizer, get_tokenizer
 from t6jax.errors import InputError
 
-MANIFEST = "manifest.json"
 SHARD_TOKENS = 10**8
+SETTINGS = "settings.json"
+LOCK = "lock"
+WORKING_FILES = (PARTS, PLAN, TOKENIZER_NAME, STATE, SETTINGS, LOCK, "datatrove")
 
 
 def prepare(
@@ -23,77 +38,208 @@ def prepare(
     tokenizer_name: str,
     validation_fraction: float,
     shard_tokens: int = SHARD_TOKENS,
-) -> dict:
-    """Tokenizes a source (see `documents`) into shards in `out`; returns the manifest.
+    *,
+    subset: str = "",
+    workers: int = 1,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
+    unit_bytes: int = UNIT_BYTES,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Tokenizes a source (see `make_plan`) into shards in `out`; returns the manifest.
 
-    Everything is written in a folder beside `out` and renamed at the end: `out` is there whole, or not at all.
+    The work is done in a folder beside `out`, OUT.partial, which is renamed at the end: `out` is there whole, or not at all.
+    What an interrupted preparation with the same arguments left there is gone on with.
+
+    The first shard is for validation; of text files that is a fraction of them, drawn by file, but at most a shard.
+    workers, executor, executor_options: who does it (see `make_producer`). unit_bytes: of text tokenized at once.
+    say: takes lines of progress.
     """
+    check_executor(executor, workers)
+    if shard_tokens < 2:
+        raise InputError(f"--shard_tokens must be at least 2; got {shard_tokens}")
     tokenizer = get_tokenizer(tokenizer_name)
-    training, validation = split(documents(source), validation_fraction)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    manifest = {
-        "format": "llm.c token shards (magic 20240520)",
+    settings = {
         "source": source,
+        "subset": subset,
         "tokenizer": tokenizer.name,
+        "tokenizer_hash": tokenizer.hash,
+        "validation_fraction": validation_fraction,
+        "shard_tokens": shard_tokens,
+        "unit_bytes": unit_bytes,
+    }
+    if out.exists():
+        return _prepared(out, settings)
+    work = out.with_name(out.name + ".partial")
+    work.mkdir(parents=True, exist_ok=True)
+    with _lock(work):
+        for path in work.glob("*.partial"):  # what a kill cut short
+            path.unlink()
+        if not (work / MANIFEST).exists():
+            plan = _start(work, settings, tokenizer, say)
+            merger = Merger(work, plan.validation_units, validation_fraction, version_for(tokenizer.vocab_size), shard_tokens)
+            if executor == "local":  # a process is not worth its start for little text
+                workers = min(workers, 1 + sum(unit.size for unit in plan.units) // (4 * unit_bytes))
+            producer = make_producer(executor, workers, executor_options or {})
+            try:
+                producer.start(work, merger.first_unit, len(plan.units))
+                _merge(work, plan, producer, merger, say)
+            finally:
+                producer.stop()
+            if not merger.splits["train"]["tokens"]:
+                raise InputError(f"{source!r} holds too little text to validate and to train on: {merger.tokens} tokens")
+            _write_manifest(work, settings, tokenizer, merger)
+        for name in WORKING_FILES:
+            path = work / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        work.rename(out)
+    return read_manifest(out)
+
+
+def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, say: Callable[[str], None] | None) -> None:
+    progress = _Progress(plan, merger, say)
+    for index in range(merger.first_unit, len(plan.units)):
+        while not producer.poll(work, index):
+            time.sleep(0.02)
+            progress.report(index)
+        part = read_part(part_path(work, index))
+        if part is None:
+            part_path(work, index).unlink()
+            (work / "datatrove" / "completions" / f"{index:05d}").unlink(missing_ok=True)
+            raise InputError(f"{part_path(work, index)} was not whole, and is deleted: the same command makes it anew")
+        merger.add(index, part)
+        progress.report(index + 1)
+    merger.finish()
+
+
+def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = read_manifest(out) if out.is_dir() else None
+    if manifest is None or manifest.get("settings") != settings:
+        raise InputError(f"{out} exists, and was not prepared so: give another --out, or move it away")
+    return manifest
+
+
+def _start(work: pathlib.Path, settings: Mapping[str, Any], tokenizer: Tokenizer, say: Callable | None) -> Plan:
+    """The plan, written down with all that tokenizing a unit needs; checked, where an interrupted preparation left one."""
+    plan = make_plan(
+        settings["source"],
+        settings["subset"],
+        validation_fraction=settings["validation_fraction"],
+        validation_bytes=settings["shard_tokens"],
+        unit_bytes=settings["unit_bytes"],
+    )
+    found = work / SETTINGS
+    if found.exists():
+        previous = json.loads(found.read_text())
+        changed = [f"{k} was {previous.get(k)!r}, now {v!r}" for k, v in settings.items() if previous.get(k) != v]
+        if changed:
+            raise InputError(f"{work} holds an interrupted preparation of another kind ({'; '.join(changed)}): delete it first")
+        if (work / PLAN).read_text() != plan.to_json():
+            raise InputError(f"the files of {settings['source']!r} changed since {work} was begun: delete it to start again")
+        if say:
+            say(f"going on in {work}")
+        return plan
+    (work / PARTS).mkdir(exist_ok=True)
+    tokenizer.save(work)
+    write_whole(work / TOKENIZER_NAME, tokenizer.name.encode())
+    write_whole(work / PLAN, plan.to_json().encode())
+    write_whole(found, json.dumps(settings).encode())  # last: where it is, the others are
+    return plan
+
+
+def _write_manifest(work: pathlib.Path, settings: Mapping[str, Any], tokenizer: Tokenizer, merger: Merger) -> None:
+    manifest = {
+        "format": FORMAT,
+        "source": settings["source"],
+        "subset": settings["subset"],
+        "tokenizer": tokenizer.name,
+        "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "document_start": tokenizer.document_start,
-        "val": _write_split(validation, tokenizer, partial, "val", 0, shard_tokens),
+        "settings": settings,
+        **merger.splits,
     }
-    manifest["train"] = _write_split(training, tokenizer, partial, "train", len(manifest["val"]["shards"]), shard_tokens)
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.rename(out)
-    return manifest
+    write_whole(work / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def read_manifest(folder: pathlib.Path) -> dict | None:
-    """The manifest of a folder of shards; None where it has none, as downloads of other projects."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as e:
-        raise InputError(f"{path} is not valid JSON ({e}); prepare the data again") from e
+@contextlib.contextmanager
+def _lock(work: pathlib.Path) -> Iterator[None]:
+    with (work / LOCK).open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise InputError(f"another process is preparing {work} at this moment") from e
+        yield
 
 
-def check_data(folder: pathlib.Path, tokenizer: str, vocab_size: int) -> dict | None:
-    """Holds a folder of shards against the config; returns its manifest, if it has one.
+class _Progress:
+    """Lines of progress, one in ten seconds."""
 
-    Raises InputError where there are no shards, or they were made by another tokenizer or for a larger vocabulary.
-    """
-    for name in ("train", "val"):
-        find_shards(folder, name)
-    manifest = read_manifest(folder)
-    if manifest:
-        if manifest["tokenizer"] != tokenizer:
-            raise InputError(f"{folder} was tokenized by {manifest['tokenizer']!r}, but data.tokenizer is {tokenizer!r}")
-        if manifest["vocab_size"] > vocab_size:
-            raise InputError(f"{folder} has a vocabulary of {manifest['vocab_size']}, larger than model.vocab_size={vocab_size}")
-    return manifest
+    def __init__(self, plan: Plan, merger: Merger, say: Callable[[str], None] | None):
+        self._plan, self._merger, self._say = plan, merger, say
+        self._began = self._said = time.monotonic()
+        self._begun_at = (merger.first_unit, merger.tokens)
+
+    def report(self, units: int) -> None:
+        now, last = time.monotonic(), units == len(self._plan.units)
+        if not self._say or (now - self._said < 10 and not last):
+            return
+        self._said = now
+        sizes = [unit.size for unit in self._plan.units]
+        done, total, before = sum(sizes[:units]), sum(sizes), sum(sizes[: self._begun_at[0]])
+        seconds = now - self._began
+        rate = (self._merger.tokens - self._begun_at[1]) / seconds
+        left = f"{seconds * (total - done) / (done - before) / 60:,.1f} minutes left" if done > before else "..."
+        tokens = f"{self._merger.tokens / 1e6:,.1f} M tokens  {rate / 1e6:.2f} M tokens/s"
+        self._say(f"{tokens}  {done / total:.1%} of the text  {left}")
 
 
-def _write_split(
-    found: Sequence[Document], tokenizer: Tokenizer, folder: pathlib.Path, name: str, first: int, shard_tokens: int
-) -> dict:
-    shards, pending, pending_tokens, total_bytes = [], [], 0, 0
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m t6jax.data.prepare", description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--source", required=True, help='a file or folder of .parquet, .jsonl or text, "python", a URL, or a hub data set')
+    add("--subset", default="", help="a configuration of a hub data set, such as sample-100BT, or a folder in the source")
+    add("--out", required=True, type=pathlib.Path, help="the folder to make")
+    add("--tokenizer", default="gpt2", help="gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json; default gpt2")
+    add("--validation_fraction", type=float, default=0.01, help="of text files, or of what fits in one shard; default 0.01")
+    add("--shard_tokens", type=int, default=SHARD_TOKENS, help="default 10^8")
+    add(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes, or Slurm or Ray tasks at once; default all cores",
+    )
+    add("--executor", default="local", help=f"{', '.join(EXECUTORS)}: datatrove runs the work there; default local")
+    add("--slurm_partition", help="with --executor=slurm")
+    add("--slurm_time", default="20:00:00", help="with --executor=slurm: a job's limit; default 20:00:00")
+    add(
+        "--unit_bytes",
+        type=int,
+        default=UNIT_BYTES,
+        help="of text that a worker tokenizes at once; default 16 MiB, 8 times that over a network",
+    )
+    args = vars(parser.parse_args(arguments))
+    partition, limit = args.pop("slurm_partition"), args.pop("slurm_time")
+    if args["executor"] == "slurm" and not partition:
+        raise InputError("--executor=slurm needs --slurm_partition")
+    options = {"partition": partition, "time": limit} if args["executor"] == "slurm" else {}
+    out = args["out"]
+    manifest = prepare(
+        args.pop("source"),
+        args.pop("out"),
+        args.pop("tokenizer"),
+        args.pop("validation_fraction"),
+        executor_options=options,
+        say=lambda text: print(text, flush=True),
+        **args,
+    )
+    for split in ("train", "val"):
+        held = manifest[split]
+        print(f"{split}: {held['documents']:,} documents, {held['tokens']:,} tokens in {len(held['shards'])} shard(s)")
+    print(f"prepared {out}")
 
-    def flush(tokens: np.ndarray) -> None:
-        path = folder / f"{name}_{first + len(shards):06d}.bin"
-        write_shard(path, tokens)
-        shards.append({"file": path.name, "tokens": len(tokens)})
 
-    for document in found:
-        text = document.read()
-        total_bytes += len(text)
-        pending.append(np.concatenate([[tokenizer.document_start], tokenizer.encode(text)]))
-        pending_tokens += len(pending[-1])
-        while pending_tokens >= shard_tokens:
-            tokens = np.concatenate(pending)
-            flush(tokens[:shard_tokens])
-            pending, pending_tokens = [tokens[shard_tokens:]], len(tokens) - shard_tokens
-    if pending_tokens:
-        flush(np.concatenate(pending))
-    tokens = sum(s["tokens"] for s in shards)
-    return {"documents": len(found), "bytes": total_bytes, "tokens": tokens, "shards": shards}
+if __name__ == "__main__":
+    from t6jax.data.command_line import run
+
+    run(main, sys.argv[1:])

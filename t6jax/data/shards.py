@@ -2,10 +2,15 @@
 
 256 int32 of header (magic 20240520, version, token count), then the tokens: uint16 in version 1, uint32 in version 2.
 Every document starts with the tokenizer's document_start. Files with "val" in their name are for validation.
+
+Beside NAME.bin may lie NAME.crc32: the CRC-32 of each 16 KiB of the file, as uint32. Windows are checked by it as they are
+read. Shards of other projects, which have none, are read without.
 """
 
+import hashlib
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,28 +21,51 @@ MAGIC = 20240520
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 DTYPES = {1: np.dtype("<u2"), 2: np.dtype("<u4")}
+CHECKED_BYTES = 2**14
 
 
-def write_shard(path: pathlib.Path, tokens: np.ndarray) -> None:
-    """Writes tokens (integers below 2^32) to path, in version 1 where they fit in uint16; beside it first, then renamed."""
-    version = 1 if tokens.size == 0 or int(tokens.max()) < 2**16 else 2
+def version_for(vocab_size: int) -> int:
+    """The version that holds tokens of a vocabulary: 1 up to 65,535, 2 beyond."""
+    return 1 if vocab_size <= 65535 else 2
+
+
+def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = None) -> str:
+    """Writes tokens (integers below 2^32) and their checksums, beside path first, then renamed; returns the file's SHA-256.
+
+    version: default 1 where the tokens fit in uint16.
+    """
+    if version is None:
+        version = 1 if tokens.size == 0 or int(tokens.max()) < 2**16 else 2
     header = np.zeros(HEADER_INTS, "<i4")
     header[:3] = MAGIC, version, len(tokens)
-    partial = path.with_name(path.name + ".partial")
+    data = np.concatenate([header.view(np.uint8), np.ascontiguousarray(tokens, DTYPES[version]).view(np.uint8)])
+    blocks = [zlib.crc32(data[i : i + CHECKED_BYTES]) for i in range(0, len(data), CHECKED_BYTES)]
+    # the checksums first: a shard that is there has them
+    write_whole(path.with_suffix(".crc32"), np.array(blocks, "<u4").tobytes())
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_whole(path: pathlib.Path, data: bytes | np.ndarray) -> None:
+    """Writes a file beside its place, makes it durable, and renames it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as f:
-        f.write(header.tobytes())
-        f.write(tokens.astype(DTYPES[version]).tobytes())
+        f.write(data)
         f.flush()
         os.fsync(f.fileno())
     partial.rename(path)
 
 
-def open_shard(path: pathlib.Path) -> np.ndarray:
-    """The tokens of a shard, memory-mapped. Raises InputError naming what is wrong with the file."""
-    size = path.stat().st_size
+def shard_header(path: pathlib.Path) -> tuple[int, int]:
+    """(version, token count) of a shard. Raises InputError naming what is wrong with the file, its size included."""
+    try:
+        with path.open("rb") as f:
+            header, size = f.read(HEADER_BYTES), os.fstat(f.fileno()).st_size
+    except FileNotFoundError as e:
+        raise InputError(f"{path} is missing: prepare or download it again") from e
     if size < HEADER_BYTES:
         raise InputError(f"{path} is truncated: {size} bytes are less than a shard's header of {HEADER_BYTES}")
-    magic, version, count = (int(x) for x in np.fromfile(path, "<i4", 3))
+    magic, version, count = (int(x) for x in np.frombuffer(header, "<i4", 3))
     if magic != MAGIC:
         raise InputError(f"{path} is no token shard: its first number is {magic}, not {MAGIC}")
     if version not in DTYPES:
@@ -46,9 +74,12 @@ def open_shard(path: pathlib.Path) -> np.ndarray:
     if size != want:
         what = "is truncated" if size < want else "is longer than its header says"
         raise InputError(f"{path} {what}: {size} bytes, where {count} tokens take {want}; prepare or download it again")
-    if not count:  # nothing can be mapped
-        return np.zeros(0, DTYPES[version])
-    return np.memmap(path, DTYPES[version], "r", HEADER_BYTES, (count,))
+    return version, count
+
+
+def open_shard(path: pathlib.Path) -> np.ndarray:
+    """The tokens of a shard, memory-mapped. Raises InputError naming what is wrong with the file."""
+    return _Shard(path).tokens
 
 
 def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -62,14 +93,15 @@ def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 class Windows:
     """Windows of T + 1 tokens, T apart, over shards: a random-access source for Grain. No window spans two shards.
 
-    windows[i] -> int32 [T + 1]. Raises InputError for a token outside the vocabulary.
+    windows[i] -> int32 [T + 1]. Raises InputError for a token outside the vocabulary, and where a checksum does not match.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], length: int, vocab_size: int):
         self._paths, self._length, self._vocab_size = list(paths), length, vocab_size
-        counts = [max(0, len(open_shard(p)) - 1) // length for p in paths]
-        self._ends = np.cumsum(counts)
-        self._open: dict[int, np.ndarray] = {}
+        tokens = np.array([shard_header(p)[1] for p in paths])
+        self._ends = np.cumsum(np.maximum(0, tokens - 1) // length)
+        self._start_ends = np.cumsum(np.maximum(0, tokens - length))
+        self._open: dict[int, _Shard] = {}
         if not len(self):
             raise InputError(
                 f"{paths[0].parent} holds too few tokens in {paths[0].name} and the like for "
@@ -80,11 +112,22 @@ class Windows:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        start = (index - (int(self._ends[shard - 1]) if shard else 0)) * self._length
+        shard, offset = _locate(self._ends, index)
+        return self._window(shard, offset * self._length)
+
+    @property
+    def num_starts(self) -> int:
+        """How many places a window can start at."""
+        return int(self._start_ends[-1])
+
+    def starting_at(self, start: int) -> np.ndarray:
+        """The window at the start-th of all places where one can start, int32 [T + 1]."""
+        return self._window(*_locate(self._start_ends, start))
+
+    def _window(self, shard: int, start: int) -> np.ndarray:
         if shard not in self._open:
-            self._open[shard] = open_shard(self._paths[shard])
-        window = self._open[shard][start : start + self._length + 1].astype(np.int32)
+            self._open[shard] = _Shard(self._paths[shard])
+        window = self._open[shard].read(start, start + self._length + 1).astype(np.int32)
         if window.max() >= self._vocab_size:
             where = start + int(window.argmax())
             raise InputError(
@@ -94,3 +137,37 @@ class Windows:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}  # worker processes map the shards themselves
+
+
+class _Shard:
+    """A shard, memory-mapped, with its checksums where it has them."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        version, _ = shard_header(path)
+        self._file = np.memmap(path, np.uint8, "r")
+        self.tokens = self._file[HEADER_BYTES:].view(DTYPES[version])
+        sums = path.with_suffix(".crc32")
+        self._checksums = np.fromfile(sums, "<u4") if sums.is_file() else None
+        if self._checksums is not None and len(self._checksums) != -(-len(self._file) // CHECKED_BYTES):
+            raise InputError(f"{sums} does not fit {path.name}: prepare the data again, or delete it to read without checking")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop, those around them checked."""
+        if self._checksums is not None:
+            width = self.tokens.itemsize
+            first, last = (HEADER_BYTES + start * width) // CHECKED_BYTES, (HEADER_BYTES + stop * width - 1) // CHECKED_BYTES
+            for block in range(first, last + 1):
+                data = self._file[block * CHECKED_BYTES : (block + 1) * CHECKED_BYTES]
+                if zlib.crc32(data) != self._checksums[block]:
+                    raise InputError(
+                        f"{self._path} is damaged between bytes {block * CHECKED_BYTES} and {block * CHECKED_BYTES + len(data)}: "
+                        "their checksum does not match; prepare or download it again"
+                    )
+        return self.tokens[start:stop]
+
+
+def _locate(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """(shard, place in it) of the index-th place, by the running totals of the shards' places."""
+    shard = int(np.searchsorted(ends, index, side="right"))
+    return shard, index - (int(ends[shard - 1]) if shard else 0)

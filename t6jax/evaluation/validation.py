@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,22 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from t6jax.data.batches import Sources
 from t6jax.data.shards import find_shards, open_shard
 from t6jax.model import T6
 from t6jax.ops.cross_entropy import cross_entropy
+from t6jax.ops.documents import model_arguments
 
 # a table of V x V counts is kept for vocabularies up to this size
 LARGEST_BIGRAM_VOCABULARY = 2048
 LARGEST_COUNTED_SAMPLE = 10**8
 
 
-def make_loss_sums(graph: nnx.GraphDef[T6]) -> Callable:
-    """(params, windows [B, T + 1], mask [B]) -> (nats of all unmasked tokens, how many), compiled once a shape."""
+def make_loss_sums(graph: nnx.GraphDef[T6], document_start: int | None = None) -> Callable:
+    """(params, windows [B, T + 1], mask [B]) -> (nats of all unmasked tokens, how many), compiled once a shape.
+
+    document_start: the token at which attention stops and positions restart; None: nowhere.
+    """
 
     @jax.jit
     def loss_sums(params, windows, mask):
         model = nnx.merge(graph, params)
-        nats = cross_entropy(model(windows[:, :-1]), windows[:, 1:])
+        tokens = windows[:, :-1]
+        nats = cross_entropy(model(tokens, **model_arguments(tokens, document_start)), windows[:, 1:])
         return jnp.sum(nats * mask[:, None]), jnp.sum(mask) * nats.shape[1]
 
     return loss_sums
@@ -53,13 +58,13 @@ class Entropies:
     bigram: float | None
 
 
-def entropies(folder: pathlib.Path, vocab_size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Entropies:
+def entropies(sources: Sources, vocab_size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Entropies:
     """The entropies of the targets of these validation batches, each token given nothing, or given the one before it.
 
-    Counts come from the first 10^8 training tokens. One count is spread evenly over the vocabulary for tokens never seen;
-    a bigram's prediction is its counts plus one count spread as order 0 predicts.
+    Counts come from the first 10^8 training tokens, of several sources by their weights. One count is spread evenly over the
+    vocabulary for tokens never seen; a bigram's prediction is its counts plus one count spread as order 0 predicts.
     """
-    single, pairs = _counts(folder, vocab_size)
+    single, pairs = _counts(sources, vocab_size)
     order_0 = (single + 1 / vocab_size) / (single.sum() + 1)
     nats_0 = nats_2 = tokens = 0.0
     for windows, mask in batches:
@@ -72,13 +77,10 @@ def entropies(folder: pathlib.Path, vocab_size: int, batches: Iterable[tuple[np.
     return Entropies(nats_0 / tokens, None if pairs is None else nats_2 / tokens)
 
 
-def _counts(folder: pathlib.Path, vocab_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _counts(sources: Sources, vocab_size: int) -> tuple[np.ndarray, np.ndarray | None]:
     single = np.zeros(vocab_size)
     pairs = np.zeros((vocab_size, vocab_size)) if vocab_size <= LARGEST_BIGRAM_VOCABULARY else None
-    left = LARGEST_COUNTED_SAMPLE
-    for path in find_shards(folder, "train"):
-        tokens = open_shard(path)[:left]
-        left -= len(tokens)
+    for tokens in _sample(sources):
         for start in range(0, len(tokens), 2**22):
             chunk = tokens[start : start + 2**22 + 1].astype(np.int64)
             single += np.bincount(chunk[: 2**22], minlength=vocab_size)
@@ -86,6 +88,18 @@ def _counts(folder: pathlib.Path, vocab_size: int) -> tuple[np.ndarray, np.ndarr
                 flat = np.bincount(chunk[:-1] * vocab_size + chunk[1:], minlength=vocab_size**2)
                 pairs += flat.reshape(vocab_size, vocab_size)
     return single, pairs
+
+
+def _sample(sources: Sources) -> Iterator[np.ndarray]:
+    total = sum(weight for _, weight in sources)
+    for folder, weight in sources:
+        left = round(LARGEST_COUNTED_SAMPLE * weight / total)
+        for path in find_shards(folder, "train"):
+            tokens = open_shard(path)[:left]
+            left -= len(tokens)
+            yield tokens
+            if not left:
+                break
 
 
 def report(loss: float, baseline: Entropies, bytes_per_token: float | None) -> str:

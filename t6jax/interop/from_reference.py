@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 
 from t6jax.config import DTYPES
-from t6jax.data.tokenizers import TOKENIZERS
+from t6jax.data.tokenizers import NAMES, get_tokenizer
 from t6jax.errors import InputError
 from t6jax.interop.reference import from_reference
 from t6jax.programs.command_line import run
@@ -35,6 +35,8 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path, *, rope_table_dtype: st
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / PARAMETERS, nnx.to_pure_dict(nnx.state(model)), force=True)
+    if tokenizer not in NAMES:
+        get_tokenizer(tokenizer).save(out)
     # no data: eval.py takes --data
     data = {"path": "", "source": "", "tokenizer": tokenizer, "validation_fraction": 0.01, "num_workers": 0}
     write_config(out, {"model": model.config.to_dict(), "data": data})
@@ -118,5 +120,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     # the published code rounds the tables so, and the checkpoints were trained with it
     ROPE_TABLE_DTYPE = flags.DEFINE_enum("rope_table_dtype", "bfloat16", DTYPES, "What RoPE's cosines and sines are rounded to.")
-    TOKENIZER = flags.DEFINE_enum("tokenizer", "gpt2", sorted(TOKENIZERS), "What the checkpoint was trained with.")
+    TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", "What it was trained with: gpt2, bytes, or the path of its file.")
     run(main, arguments=True)

@@ -6,35 +6,37 @@ import tempfile
 from flax import nnx
 
 from t6jax.data.batches import validation_batches
-from t6jax.data.prepare import check_data, prepare
+from t6jax.data.corpus import kept_path, load_corpus
+from t6jax.data.prepare import prepare
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
-from t6jax.runs import data_folder, load, locate, read_config
+from t6jax.runs import load, locate, read_config
 
 
 def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
     """Prints the validation loss of a checkpoint beside the entropies of the same text."""
     workdir, _ = locate(ckpt)
     settings = read_config(workdir)["data"]
-    folder = data_folder(workdir, settings) if data is None else pathlib.Path(data)
-    if not folder.exists():
-        raise InputError(f"there is no data in {folder}: give --data=FOLDER of token shards, or a text file or folder")
     with tempfile.TemporaryDirectory() as scratch:
-        if folder.is_file() or not any(folder.glob("*.bin")):
-            prepared = pathlib.Path(scratch, "data")
-            prepare(str(folder), prepared, settings["tokenizer"], settings["validation_fraction"])
-            folder = prepared
+        if data is not None:
+            settings = settings | {"path": data, "mixture": {}}
+            if not pathlib.Path(data).exists():
+                raise InputError(f"there is no data in {data}: give --data=FOLDER of token shards, or a text file or folder")
+            if pathlib.Path(data).is_file() or not any(pathlib.Path(data).glob("*.bin")):
+                prepared, tokenizer = pathlib.Path(scratch, "data"), kept_path(workdir, settings["tokenizer"])
+                prepare(data, prepared, tokenizer, settings["validation_fraction"])
+                settings["path"] = str(prepared)
         model, config = load(ckpt)
-        manifest = check_data(folder, settings["tokenizer"], config.vocab_size)
+        corpus = load_corpus(workdir, settings, config.vocab_size)
         validation_set = lambda: validation_batches(
-            folder,
+            corpus.sources,
             batch_size=batch_size,
             context_length=config.context_length,
             vocab_size=config.vocab_size,
             max_batches=batches,
         )
         graph, state = nnx.split(model)
-        loss = validation_loss(make_loss_sums(graph), nnx.to_pure_dict(state), validation_set())
-        bytes_per_token = manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
-        print(report(loss, entropies(folder, config.vocab_size, validation_set()), bytes_per_token))
+        masked = corpus.document_start if settings.get("document_masking") else None
+        loss = validation_loss(make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set())
+        print(report(loss, entropies(corpus.sources, config.vocab_size, validation_set()), corpus.bytes_per_token))
     return 0

@@ -3,7 +3,7 @@
 import codecs
 import sys
 
-from t6jax.data.tokenizers import get_tokenizer
+from t6jax.data.corpus import run_tokenizer
 from t6jax.errors import InputError
 from t6jax.generation import stream
 from t6jax.runs import load, locate, read_config
@@ -12,7 +12,7 @@ from t6jax.runs import load, locate, read_config
 def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampling) -> int:
     """Prints the prompt and, as it is made, its continuation."""
     workdir, _ = locate(ckpt)
-    tokenizer = get_tokenizer(read_config(workdir)["data"]["tokenizer"])
+    tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     model, config = load(ckpt)

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import grain
 import orbax.checkpoint as ocp
 
+from t6jax.data.batches import Batches
 from t6jax.runs import BATCHES, CHECKPOINTS, PARAMETERS, TRAINING, checkpoint_steps, restore_newest
 from t6jax.training.step import TrainState
 
@@ -22,7 +22,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
 
-    def save(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> None:
+    def save(self, step: int, state: TrainState, batches: Batches) -> None:
         """Saves the state behind `step` steps; returns before it is written."""
         self._manager.save(
             step,
@@ -30,12 +30,12 @@ class Checkpoints:
                 **{
                     PARAMETERS: ocp.args.StandardSave(state.params),
                     TRAINING: ocp.args.StandardSave(_rest(state)),
-                    BATCHES: grain.checkpoint.CheckpointSave(batches),
+                    BATCHES: ocp.args.JsonSave(batches.get_state()),
                 }
             ),
         )
 
-    def restore_newest(self, abstract: TrainState, batches: grain.DatasetIterator) -> tuple[int, TrainState] | None:
+    def restore_newest(self, abstract: TrainState, batches: Batches) -> tuple[int, TrainState] | None:
         """(step, state) of the newest checkpoint that can be read, the iterator set to it; None where there is none.
 
         A newer one that cannot be read is named in a warning and set aside as checkpoints/<step>.unreadable.
@@ -48,9 +48,10 @@ class Checkpoints:
             args = {
                 PARAMETERS: ocp.args.StandardRestore(abstract.params),
                 TRAINING: ocp.args.StandardRestore(_rest(abstract)),
-                BATCHES: grain.checkpoint.CheckpointRestore(batches),
+                BATCHES: ocp.args.JsonRestore(),
             }
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            batches.set_state(restored[BATCHES])
             return TrainState(params=restored[PARAMETERS], **restored[TRAINING])
 
         found, state = restore_newest(self._workdir, steps, restore)

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 
 from t6jax.config import ModelConfig
-from t6jax.data.batches import training_batches, validation_batches
-from t6jax.data.prepare import check_data, prepare
+from t6jax.data.batches import Batches, training_batches, validation_batches
+from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
-from t6jax.runs import CONFIG, data_folder, read_config, write_config
+from t6jax.runs import CONFIG, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
 from t6jax.training.settings import check, differences
@@ -43,34 +43,39 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
     mesh = make_mesh(config["mesh"])
     if (workdir / CONFIG).exists():
         _refuse_another_config(config, workdir)
-    folder, manifest = _data(config, model_config, workdir)
+    prepare_missing(workdir, config["data"], _say)
+    corpus = load_corpus(workdir, config["data"], model_config.vocab_size)
+    document_start = corpus.document_start if config["data"]["document_masking"] else None
     windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
     batches = training_batches(
-        folder,
+        corpus.sources,
         batch_size=config["batch_size"],
         seed=config["seed"],
+        with_replacement=config["data"]["with_replacement"],
         num_workers=config["data"]["num_workers"],
         **windows,
     )
     validation_set = lambda: validation_batches(
-        folder,
+        corpus.sources,
         batch_size=config["validation"]["batch_size"],
         max_batches=config["validation"]["batches"],
         **windows,
     )
     validation_set()  # finds what is wrong with the validation data before anything is trained
     write_config(workdir, config)
+    keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
 
-    trainer = Trainer(config, model_config, mesh)
+    trainer = Trainer(config, model_config, mesh, document_start)
     with contextlib.ExitStack() as stack:
+        stack.callback(batches.close)
         checkpoints = stack.enter_context(Checkpoints(workdir, config["checkpoint"]["keep"]))
         restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
         start, state = restored or (0, trainer.create(jax.random.key(config["seed"])))
         log = stack.enter_context(MetricsLog(workdir, start, config["log"]["tensorboard"]))
-        _say(f"{model_config.parameter_count:,} parameters; data in {folder}; run in {workdir}")
+        _say(f"{model_config.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
         if restored:
             _say(f"resumed from step {start}")
-        loss_sums = make_loss_sums(trainer.graph)
+        loss_sums = make_loss_sums(trainer.graph, document_start)
         validate = lambda params, until: validation_loss(
             loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
         )
@@ -80,8 +85,7 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         return stopped
 
     loss = validate(state.params, ())
-    bytes_per_token = manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
-    _say(report(loss, entropies(folder, model_config.vocab_size, validation_set()), bytes_per_token))
+    _say(report(loss, entropies(corpus.sources, model_config.vocab_size, validation_set()), corpus.bytes_per_token))
     return None
 
 
@@ -100,9 +104,10 @@ class _Run:
         self._tokens_per_step = config["batch_size"] * model_config.context_length
         self._flops_per_token = flops_per_token(model_config, model_config.context_length)
         self._peak = peak_flops()
+        self._waited = 0.0  # seconds for data, since the last report
 
     def steps(
-        self, start: int, state: TrainState, batches: Iterator, validate: Callable
+        self, start: int, state: TrainState, batches: Batches, validate: Callable
     ) -> tuple[TrainState, signal.Signals | None]:
         """Steps to the end, or to a signal, and saves there."""
         config, total = self._config, self._config["steps"]
@@ -110,13 +115,17 @@ class _Run:
         if start >= total:
             _say(f"nothing left to train: {start} of {total} steps are done")
             return state, None
+        batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
         # Metrics are read one step late, so that the device always has its next step while the host looks at numbers.
         pending: tuple[int, dict] | None = None
         self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
             for step in range(start + 1, total + 1):
-                batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, next(batches))
+                asked = time.perf_counter()
+                rows = next(batches)
+                self._waited += time.perf_counter() - asked
+                batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows)
                 state, metrics = step_fn(state, batch)
                 if pending:
                     self._report(*pending)
@@ -165,26 +174,13 @@ class _Run:
         now, total = time.perf_counter(), self._config["steps"]
         rate = (step - self._counted) / max(now - self._clock, 1e-9)
         values["tokens_per_second"] = rate * self._tokens_per_step
+        # of the host's time; the device, which has its next step by then, waits less or not at all
+        values["data_wait_fraction"], self._waited = self._waited / max(now - self._clock, 1e-9), 0.0
         if self._peak:
             values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
         self._log.write(step, values)
         _say(progress_line(step, total, values, (total - step) / rate))
         self._clock, self._counted = now, step
-
-
-def _data(config: Mapping[str, Any], model_config: ModelConfig, workdir: pathlib.Path) -> tuple[pathlib.Path, dict | None]:
-    """The folder of the run's shards, prepared from data.source where that is asked for, and its manifest."""
-    data = config["data"]
-    folder = data_folder(workdir, data)
-    if not folder.is_dir():
-        if not data["source"]:
-            raise InputError(
-                f"there is no data in {folder}: put token shards there (the .bin files of llm.c, modded-nanogpt or the "
-                "published T6 code), or give --config.data.path=FOLDER, or --config.data.path= --config.data.source=TEXTS"
-            )
-        _say(f"preparing {data['source']!r} in {folder}")
-        prepare(data["source"], folder, data["tokenizer"], data["validation_fraction"])
-    return folder, check_data(folder, data["tokenizer"], model_config.vocab_size)
 
 
 def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:

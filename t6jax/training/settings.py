@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from t6jax.config import ModelConfig
-from t6jax.data.tokenizers import TOKENIZERS
+from t6jax.data.corpus import check_mixture
 from t6jax.errors import InputError
 from t6jax.training.sharding import BATCH_AXES, make_mesh
 
 # what may change when a run goes on: none of it alters the losses of the steps to come, but for the order of sums
-CHANGEABLE = ("steps", "accumulation_steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat")
+CHANGEABLE = (
+    *("steps", "accumulation_steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat"),
+    "data.num_workers",
+)
 
 
 def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
@@ -32,8 +35,7 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
             f"data.path={config['data']['path']!r} and data.source={config['data']['source']!r} are both given: take the shards "
             "of the one, or with --config.data.path= the texts of the other"
         )
-    if config["data"]["tokenizer"] not in TOKENIZERS:
-        raise InputError(f"data.tokenizer must be one of {', '.join(TOKENIZERS)}; got {config['data']['tokenizer']!r}")
+    check_mixture(config["data"])
     rows, parts = config["batch_size"], config["accumulation_steps"]
     if rows % parts:
         raise InputError(f"batch_size={rows} must be a multiple of accumulation_steps={parts}")

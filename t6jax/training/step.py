@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from t6jax.config import ModelConfig
 from t6jax.model import T6, abstract
 from t6jax.ops.cross_entropy import cross_entropy
+from t6jax.ops.documents import model_arguments
 from t6jax.training.optimizer import learning_rate, make_optimizer
 from t6jax.training.sharding import batch_sharding, parameter_shardings, replicated
 
@@ -33,10 +34,17 @@ class Trainer:
     """Everything compiled for one config and mesh: `create` the state, `step` it.
 
     graph: the model's structure; nnx.merge(graph, state.params) is the model.
+    document_start: the token at which attention stops and positions restart; None: nowhere.
     """
 
-    def __init__(self, config: Mapping[str, Any], model_config: ModelConfig, mesh: Mesh | AbstractMesh):
-        self._config, self._model_config = config, model_config
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        model_config: ModelConfig,
+        mesh: Mesh | AbstractMesh,
+        document_start: int | None = None,
+    ):
+        self._config, self._model_config, self._document_start = config, model_config, document_start
         self._accumulation = config["accumulation_steps"]
         self._optimizer = make_optimizer(config["optimizer"])
         self._schedule = learning_rate(config["optimizer"])
@@ -77,8 +85,8 @@ class Trainer:
 
     def _loss(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> Float[Array, ""]:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            model = nnx.merge(self.graph, params)
-            return jnp.mean(cross_entropy(model(windows[:, :-1]), windows[:, 1:]))
+            model, tokens = nnx.merge(self.graph, params), windows[:, :-1]
+            return jnp.mean(cross_entropy(model(tokens, **model_arguments(tokens, self._document_start)), windows[:, 1:]))
 
     def _step(self, state: TrainState, windows: Int[Array, "B T+1"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = self._loss_and_grads(state.params, windows)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from t6jax import ModelConfig
+from t6jax.evaluation.validation import make_loss_sums
 from t6jax.ops.cross_entropy import cross_entropy
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
@@ -75,3 +76,16 @@ def test_the_state_is_updated_in_place(run_config):
     compiled = t.step.lower(t.abstract_arrays(), windows(run_config)).compile()
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(t.create, jax.random.key(0))))
     assert compiled.memory_analysis().alias_size_in_bytes >= size - 64  # all but a few scalars
+
+
+def test_document_masking_reaches_the_losses(run_config):
+    config = ModelConfig.from_dict(run_config["model"])
+    batch = windows(run_config).at[:, 5].set(256)
+    masked = Trainer(run_config, config, make_mesh(run_config["mesh"]), document_start=256)
+    draw = np.random.default_rng(1)  # the output projections start at zero, and nothing would be seen of attention
+    noise = lambda x: x + 0.1 * jnp.asarray(draw.standard_normal(x.shape), x.dtype)
+    params = jax.tree.map(noise, masked.create(jax.random.key(0)).params)
+    losses = [float(jax.jit(t._loss)(params, batch)) for t in (masked, trainer(run_config))]
+    assert abs(losses[0] - losses[1]) > 1e-4
+    nats, tokens = make_loss_sums(masked.graph, 256)(params, batch, np.ones(len(batch), np.float32))
+    assert float(nats / tokens) == pytest.approx(losses[0], rel=1e-5)

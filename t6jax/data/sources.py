@@ -1,0 +1,148 @@
+"""Any source of text as a plan: units of work, in a fixed order, that can be read apart from each other.
+
+A unit is a run of text files, some row groups of a Parquet file, or a stretch of a JSONL file. The plan depends on the
+source alone, so the tokens that come of it do not depend on who reads which unit, or when.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from t6jax.data import records
+from t6jax.data.documents import PYTHON, Document, documents, split
+from t6jax.errors import InputError
+
+# of text in a unit, about: seconds of work, so that little is lost when it is interrupted
+UNIT_BYTES = 2**24
+REMOTE_UNITS = 8  # times as large over a network, where opening a file costs a few megabytes
+PARQUET, JSONL, TEXT = "parquet", "jsonl", "text"
+SUFFIXES = {PARQUET: (".parquet",), JSONL: (".jsonl", ".jsonl.gz", ".jsonl.zst")}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Unit(NamedTuple):
+    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size: bytes of text, about."""
+
+    path: str
+    start: int
+    stop: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL. fingerprint: of its files' names
+    and sizes.
+
+    validation_units: how many of the units, the first, are the validation text; 0: the first shard is.
+    validation_fraction, validation_bytes: as `make_plan` was given them.
+    """
+
+    kind: str
+    folder: str
+    fingerprint: str
+    validation_units: int
+    validation_fraction: float
+    validation_bytes: int
+    units: tuple[Unit, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        values = json.loads(text)
+        return cls(**values | {"units": tuple(Unit(*u) for u in values["units"])})
+
+
+def make_plan(
+    source: str, subset: str = "", *, validation_fraction: float, validation_bytes: int, unit_bytes: int = UNIT_BYTES
+) -> Plan:
+    """The plan of a source. Raises InputError where there is none, or it holds no text.
+
+    source: "python", a file or folder, a URL that fsspec reads, or the name of a data set on the Hugging Face hub. In a
+        folder, Parquet files are taken before JSONL, and that before text.
+    subset: a configuration of a data set on the hub, or a folder in the source.
+    validation_fraction: of the bytes of text files, drawn by file, but at most validation_bytes.
+    """
+    if not 0 < validation_fraction < 1:
+        raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
+    path = pathlib.Path(source, subset)
+    if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
+        return _text_plan(PYTHON if source == PYTHON else str(path), validation_fraction, validation_bytes, unit_bytes)
+    if path.exists():
+        folder, files = str(path.parent.absolute() if path.is_file() else path.absolute()), _local_files(path)
+    elif "://" in source:
+        folder = source.rstrip("/") + (f"/{subset}" if subset else "")
+        files = records.list_files(folder, ["**"])
+    elif HUB_NAME.fullmatch(source):
+        folder, files = f"hf://datasets/{source}", records.list_hub(source, subset)
+    else:
+        raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
+    kind = _kind(files)
+    if kind == TEXT:
+        raise InputError(f"data.source={source!r} holds no .parquet or .jsonl file{f' for {subset!r}' if subset else ''}")
+    files = [(name, size) for name, size in files if name.endswith(SUFFIXES[kind])]
+    if "://" in folder:
+        unit_bytes *= REMOTE_UNITS
+    ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
+    with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
+        ranges = pool.map(lambda f: ranges_of(folder, *f, unit_bytes), files)
+        units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
+    if not units:
+        raise InputError(f"data.source={source!r} holds no text")
+    return Plan(kind, folder, _fingerprint(files), 0, validation_fraction, validation_bytes, tuple(units))
+
+
+def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
+    """The texts of a unit's documents, UTF-8, in order; documents without text are passed over.
+
+    Raises InputError naming the file where it cannot be read to its end.
+    """
+    if plan.kind == TEXT:
+        training, validation = _split(plan.folder, plan.validation_fraction, plan.validation_bytes)
+        texts = (document.read() for document in (validation + training)[unit.start : unit.stop])
+    elif plan.kind == PARQUET:
+        texts = records.read_parquet(plan.folder, unit.path, unit.start, unit.stop)
+    else:
+        texts = records.read_jsonl(plan.folder, unit.path, unit.start, unit.stop)
+    return (text for text in texts if text)
+
+
+def _text_plan(source: str, validation_fraction: float, validation_bytes: int, unit_bytes: int) -> Plan:
+    training, validation = _split(source, validation_fraction, validation_bytes)
+    units: list[Unit] = []
+    for found in (validation, training):
+        first = units[-1].stop if units else 0
+        ranges = records.runs((d.size for d in found), unit_bytes)
+        units += [Unit("", first + start, first + stop, size) for start, stop, size in ranges]
+        validation_units = len(units) if found is validation else validation_units
+    fingerprint = _fingerprint((d.name, d.size) for d in validation + training)
+    return Plan(TEXT, source, fingerprint, validation_units, validation_fraction, validation_bytes, tuple(units))
+
+
+@functools.lru_cache(1)  # a worker reads many units
+def _split(source: str, validation_fraction: float, validation_bytes: int) -> tuple[list[Document], list[Document]]:
+    return split(documents(source), validation_fraction, validation_bytes)
+
+
+def _local_files(path: pathlib.Path) -> list[tuple[str, int]]:
+    if path.is_file():
+        return [(path.name, path.stat().st_size)]
+    found = ((p, p.relative_to(path)) for p in path.rglob("*") if p.is_file())
+    return sorted((str(name), p.stat().st_size) for p, name in found if not any(part.startswith(".") for part in name.parts))
+
+
+def _kind(files: Iterable[tuple[str, int]]) -> str:
+    names = [name for name, _ in files]
+    return next((kind for kind in (PARQUET, JSONL) if any(name.endswith(SUFFIXES[kind]) for name in names)), TEXT)
+
+
+def _fingerprint(files: Iterable[tuple[str, int]]) -> str:
+    return hashlib.sha256(json.dumps([*files]).encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""Sources: every document with text is read once, in order, whatever the format; damage and absence are named."""
+
+import pathlib
+
+import pytest
+
+from t6jax import InputError
+from t6jax.data import records
+from t6jax.data.sources import Plan, make_plan, read_unit
+from tests.data.corpora import documents, with_empty_ones, write_jsonl, write_parquet
+
+HUGE = "tensor product attention 日本語 " * 10_000
+
+
+def plan_of(source, subset="", unit_bytes=3000):
+    return make_plan(str(source), subset, validation_fraction=0.1, validation_bytes=10**8, unit_bytes=unit_bytes)
+
+
+def read(plan: Plan) -> list[str]:
+    return [text.decode() for unit in plan.units for text in read_unit(plan, unit)]
+
+
+@pytest.fixture
+def corpus():
+    return [*documents(60), HUGE, *documents(20, seed=1)]
+
+
+def test_parquet_with_fineweb_edus_columns(tmp_path, corpus):
+    write_parquet(tmp_path / "000_00000.parquet", with_empty_ones(corpus[:50]))
+    write_parquet(tmp_path / "sub" / "000_00001.parquet", with_empty_ones(corpus[50:]))
+    (tmp_path / ".cache").mkdir()
+    write_parquet(tmp_path / ".cache" / "x.parquet", ["hidden"])
+    (tmp_path / "README.md").write_text("no document")
+    plan = plan_of(tmp_path)
+    assert read(plan) == corpus
+    assert {u.path for u in plan.units} == {"000_00000.parquet", "sub/000_00001.parquet"}
+    assert len(plan.units) > 4 and plan.validation_units == 0
+    assert Plan.from_json(plan.to_json()) == plan
+    assert read(plan_of(tmp_path, unit_bytes=10**9)) == corpus
+    assert read(plan_of(tmp_path, "sub")) == corpus[50:]
+    assert read(plan_of(tmp_path / "000_00000.parquet")) == corpus[:50]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_jsonl(tmp_path, corpus, suffix):
+    write_jsonl(tmp_path / f"a{suffix}", with_empty_ones(corpus[:50]))
+    write_jsonl(tmp_path / f"b{suffix}", with_empty_ones(corpus[50:]))
+    for unit_bytes in (1000, 30_001, 10**9):
+        assert read(plan_of(tmp_path, unit_bytes=unit_bytes)) == corpus
+
+
+def test_lines_of_jsonl_belong_to_the_stretch_they_begin_in(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n\n{"text": "b"}\r\n{"text": "\\ud83d\\ude42 \\ud83d"}')
+    for unit_bytes in (1, 2, 3, 11, 14, 15, 16, 31):
+        assert read(plan_of(tmp_path, unit_bytes=unit_bytes)) == ["a", "b", "🙂 �"]
+
+
+def test_text_files_validation_first(texts):
+    plan = plan_of(texts)
+    first = plan.units[: plan.validation_units]
+    assert 0 < sum(u.size for u in first) <= 0.1 * sum(u.size for u in plan.units)
+    assert sorted(read(plan)) == sorted(p.read_text() for p in texts.rglob("[0-9]*.txt"))
+
+
+def test_a_url_is_read_as_the_folder_it_names(tmp_path, corpus):
+    write_parquet(tmp_path / "data" / "a.parquet", corpus)
+    assert read(plan_of(f"file://{tmp_path}", "data")) == corpus
+
+
+class FakeHub:
+    """The hub's answers for a data set whose files lie in a local folder."""
+
+    def __init__(self, folder: pathlib.Path, configs):
+        self.folder, self.configs = folder, configs
+
+    def dataset_info(self, name, timeout):
+        assert name == "HuggingFaceFW/fineweb-edu"
+        return self
+
+    @property
+    def card_data(self):
+        return self
+
+    def to_dict(self):
+        return {"configs": self.configs}
+
+
+def test_the_hubs_card_says_which_files_a_subset_has(tmp_path, monkeypatch, corpus):
+    configs = [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*"}]},
+        {"config_name": "sample-100BT", "data_files": [{"split": "train", "path": "sample/100BT/*"}]},
+    ]
+    write_parquet(tmp_path / "sample" / "100BT" / "000_00000.parquet", corpus[:30])
+    write_parquet(tmp_path / "sample" / "100BT" / "001_00000.parquet", corpus[30:])
+    write_parquet(tmp_path / "data" / "CC-MAIN-2024-10" / "train-0.parquet", ["other"])
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: FakeHub(tmp_path, configs))
+    opened, local = [], records._folder
+
+    def folder(url):
+        opened.append(url)
+        return local(str(tmp_path))
+
+    monkeypatch.setattr(records, "_folder", folder)
+    assert read(plan_of("HuggingFaceFW/fineweb-edu", "sample-100BT")) == corpus
+    assert set(opened) == {"hf://datasets/HuggingFaceFW/fineweb-edu"}
+    assert read(plan_of("HuggingFaceFW/fineweb-edu")) == ["other"]
+    with pytest.raises(InputError, match="fineweb-edu has no subset 'sample-1BT'; it has default, sample-100BT"):
+        plan_of("HuggingFaceFW/fineweb-edu", "sample-1BT")
+
+
+def test_without_a_network_the_hub_is_named(monkeypatch):
+    def dataset_info(self, name, timeout):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    with pytest.raises(
+        InputError, match="'a/b' is no local folder, and the Hugging Face hub has no answer .* check the name and the"
+    ):
+        plan_of("a/b")
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path, corpus):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, corpus)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read to its end .*download it again"):
+        plan_of(tmp_path)
+    # damage that only shows when the rows are read
+    path.write_bytes(whole[:200] + bytes(2000) + whole[2200:])
+    plan = plan_of(tmp_path)
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read to its end"):
+        read(plan)
+
+
+def test_truncated_and_damaged_jsonl_is_named(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", documents(20))
+    whole = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_bytes(whole[:-5])
+    with pytest.raises(InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte \d+"):
+        read(plan_of(tmp_path))
+    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n')
+    with pytest.raises(InputError, match="no JSON object with 'text' in the line at byte 0"):
+        read(plan_of(tmp_path))
+    (tmp_path / "a.jsonl").unlink()
+    write_jsonl(tmp_path / "a.jsonl.gz", documents(200))
+    data = (tmp_path / "a.jsonl.gz").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz (cannot be read to its end|is damaged)"):
+        read(plan_of(tmp_path))
+
+
+def test_what_is_no_source_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere': there is no such file or folder"):
+        plan_of("nowhere")
+    with pytest.raises(InputError, match="holds no text"):
+        plan_of(tmp_path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet has no column 'text'"):
+        plan_of(tmp_path)
