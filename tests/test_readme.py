@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import report
 from configs import common
 from t6jax.data.corpus import check_mixture
 from tests.conftest import ROOT, process_options, program
@@ -30,6 +31,10 @@ def test_config_keys_in_the_readme_exist():
             for part in key.split("."):
                 assert part in found, key
                 found = found[part]
+
+
+def test_the_measured_tables_are_those_of_the_recorded_results():
+    assert report.filled(README) == README
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from t6jax.data.manifest import check_data, document_start
+from t6jax.data.manifest import check_data, document_start, read_manifest
 from t6jax.data.prepare import prepare
 from t6jax.data.tokenizers import GPT2, JSON_FILE, TIKTOKEN_FILE, get_tokenizer, kept_tokenizer
 from t6jax.errors import InputError
@@ -33,6 +33,7 @@ def prepare_missing(workdir: pathlib.Path, data: Mapping[str, Any], say: Callabl
     """Prepares each folder of the config's data that is not there, from the source that is given for it."""
     for folder, source, _ in _entries(workdir, data):
         if folder.is_dir():
+            _refuse_other_data(folder, source, data)
             continue
         if not source:
             raise InputError(
@@ -43,6 +44,16 @@ def prepare_missing(workdir: pathlib.Path, data: Mapping[str, Any], say: Callabl
         say(f"preparing {source!r} in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(source, folder, data["tokenizer"], data["validation_fraction"], workers=len(os.sched_getaffinity(0)), say=say)
+
+
+def _refuse_other_data(folder: pathlib.Path, source: str, data: Mapping[str, Any]) -> None:
+    made = (read_manifest(folder) or {}).get("settings") if source else None
+    wanted = {"source": source, "validation_fraction": data["validation_fraction"]}
+    for key in wanted if made else ():
+        if made[key] != wanted[key]:
+            raise InputError(
+                f"{folder} was prepared with data.{key}={made[key]!r}, now {wanted[key]!r}: delete it, or give another --workdir"
+            )
 
 
 def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int) -> Corpus:

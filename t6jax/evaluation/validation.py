@@ -102,9 +102,10 @@ def _sample(sources: Sources) -> Iterator[np.ndarray]:
                 break
 
 
-def report(loss: float, baseline: Entropies, bytes_per_token: float | None) -> str:
+def report(loss: float, baseline: Entropies | None, bytes_per_token: float | None) -> str:
     """A table of the loss beside the entropies: nats a token and, where known, bits a byte."""
-    rows = [("order-0 entropy", baseline.order_0), ("bigram entropy", baseline.bigram), ("model", loss)]
+    rows = [("order-0 entropy", baseline.order_0), ("bigram entropy", baseline.bigram)] if baseline else []
+    rows.append(("model", loss))
     lines = [f"{'validation text':<18}{'nats/token':>12}{'bits/byte':>12}{'perplexity':>12}"]
     for name, nats in rows:
         if nats is not None:

@@ -3,40 +3,67 @@
 import pathlib
 import tempfile
 
+import numpy as np
 from flax import nnx
 
 from t6jax.data.batches import validation_batches
-from t6jax.data.corpus import kept_path, load_corpus
-from t6jax.data.prepare import prepare
+from t6jax.data.corpus import kept_path, load_corpus, run_tokenizer
+from t6jax.data.documents import documents
+from t6jax.data.manifest import check_data, read_manifest
+from t6jax.data.shards import find_shards, write_shard
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
 from t6jax.runs import load, locate, read_config
 
 
 def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
-    """Prints the validation loss of a checkpoint beside the entropies of the same text."""
+    """Prints the validation loss of a checkpoint beside the entropies of the same text under the run's training counts.
+
+    data: other text, all of it, or other shards, those for validation; None: the run's own validation data.
+    """
     workdir, _ = locate(ckpt)
     settings = read_config(workdir)["data"]
+    model, config = load(ckpt)
+    try:
+        own = load_corpus(workdir, settings, config.vocab_size)
+    except InputError:
+        if data is None:
+            raise
+        own = None  # a run whose data has gone can still be evaluated on other data
     with tempfile.TemporaryDirectory() as scratch:
-        if data is not None:
-            settings = settings | {"path": data, "mixture": {}}
-            if not pathlib.Path(data).exists():
-                raise InputError(f"there is no data in {data}: give --data=FOLDER of token shards, or a text file or folder")
-            if pathlib.Path(data).is_file() or not any(pathlib.Path(data).glob("*.bin")):
-                prepared, tokenizer = pathlib.Path(scratch, "data"), kept_path(workdir, settings["tokenizer"])
-                prepare(data, prepared, tokenizer, settings["validation_fraction"])
-                settings["path"] = str(prepared)
-        model, config = load(ckpt)
-        corpus = load_corpus(workdir, settings, config.vocab_size)
+        if data is None:
+            sources, bytes_per_token = own.sources, own.bytes_per_token
+        else:
+            folder, bytes_per_token = _other_data(workdir, settings, data, pathlib.Path(scratch), config.vocab_size)
+            sources = [(folder, 1.0)]
         validation_set = lambda: validation_batches(
-            corpus.sources,
+            sources,
             batch_size=batch_size,
             context_length=config.context_length,
             vocab_size=config.vocab_size,
             max_batches=batches,
         )
         graph, state = nnx.split(model)
-        masked = corpus.document_start if settings.get("document_masking") else None
+        masked = run_tokenizer(workdir, settings).document_start if settings.get("document_masking") else None
         loss = validation_loss(make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set())
-        print(report(loss, entropies(corpus.sources, config.vocab_size, validation_set()), corpus.bytes_per_token))
+        baseline = entropies(own.sources, config.vocab_size, validation_set()) if own else None
+        print(report(loss, baseline, bytes_per_token))
     return 0
+
+
+def _other_data(
+    workdir: pathlib.Path, settings: dict, data: str, scratch: pathlib.Path, vocab_size: int
+) -> tuple[pathlib.Path, float | None]:
+    """(a folder with shards for validation, bytes a token where known)."""
+    path = pathlib.Path(data)
+    if not path.exists():
+        raise InputError(f"there is no data in {data}: give --data=FOLDER of token shards, or a text file or folder")
+    if path.is_dir() and any(path.glob("*.bin")):
+        find_shards(path, "val")
+        manifest = read_manifest(path) and check_data(path, kept_path(workdir, settings["tokenizer"]), vocab_size)
+        return path, manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
+    tokenizer = run_tokenizer(workdir, settings)
+    texts = [document.read() for document in documents(data)]
+    tokens = np.concatenate([np.append(tokenizer.document_start, tokenizer.encode(text)) for text in texts])
+    write_shard(scratch / "val_000000.bin", tokens)
+    return scratch, sum(map(len, texts)) / len(tokens)

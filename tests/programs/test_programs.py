@@ -47,6 +47,21 @@ def test_evaluation_gives_the_loss_that_training_ended_with(run):
     assert loss(other.stdout) != loss(output)
 
 
+def test_other_text_is_evaluated_whole_beside_the_runs_own_counts(run, tmp_path):
+    workdir, _ = run
+    text = tmp_path / "text.txt"
+    text.write_text("zzzzzzzz" * 8)  # rare in the run's training text, certain in this one's
+    done = program("eval.py", f"--ckpt={workdir}", f"--data={text}")
+    bits = {name: float(b) for name, b in re.findall(r"^(\S+).* +\S+ +(\S+) +\S+$", done.stdout, re.M) if b[0].isdigit()}
+    assert bits["order-0"] > 8 and bits["bigram"] > 1, done.stdout
+
+
+def test_data_prepared_from_another_source_is_not_trained_on(tmp_path):
+    error("train.py", TINY, f"--workdir={tmp_path}", "--config.data.source=configs", "--config.model.vocab_size=100")
+    again = error("train.py", TINY, f"--workdir={tmp_path}")
+    assert "was prepared with data.source='configs', now 't6jax': delete it" in again
+
+
 def test_generation_continues_the_prompt_and_seeds_fix_it(run):
     workdir, _ = run
     made = [program("generate.py", f"--ckpt={workdir}", "--prompt=def ", "--max_new_tokens=8", f"--seed={s}") for s in (1, 1, 2)]
