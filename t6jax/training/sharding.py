@@ -29,7 +29,7 @@ def make_mesh(config: Mapping[str, int], *, plan: bool = False) -> Mesh | Abstra
     sizes = [max(devices // known, 1) if s == -1 else s for s in sizes]
     axis_types = (AxisType.Auto,) * len(MESH_AXES)
     if plan and math.prod(sizes) != devices:
-        return AbstractMesh(sizes, MESH_AXES, axis_types=axis_types)
+        return AbstractMesh(tuple(sizes), MESH_AXES, axis_types=axis_types)
     if math.prod(sizes) != devices:
         asked = ", ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise InputError(f"mesh ({asked}) does not multiply to the {devices} devices at hand")

@@ -20,7 +20,9 @@ def summary(config: Mapping[str, Any]) -> str:
     trainer = Trainer(config, m, mesh)
     attention = m.attention
     settings = m.to_dict()["attention"]
-    own = ", ".join(f"{key} {settings[key]}" for key in settings if key not in ("name", "num_heads", "head_dim"))
+    keys = [key for key in settings if key not in ("name", "num_heads", "head_dim")]
+    keys.sort(key=lambda key: (not key.startswith("rank_"), key != "rank_q"))  # R_Q, R_K, R_V, then the rest
+    own = ", ".join(f"{key} {settings[key]}" for key in keys)
     o, rows = config["optimizer"], config["batch_size"]
     tokens = rows * m.context_length
     state, shardings = trainer.abstract_state, trainer.shardings

@@ -99,7 +99,7 @@ def test_the_dry_run_shows_the_papers_xl():
         ([TINY, "--config.data.path=shards"], "data.path='shards' and data.source='t6jax' are both given"),
         ([TINY, "--config.seed=-1"], "seed must be at least 0; got -1"),
         ([TINY, "--config.model.param_dtype=bfloat16"], "model.param_dtype must be float32 to train"),
-        ([TINY, "--config.data.source=LICENSE", "--config.data.validation_fraction=0.001"], "too few tokens in val_000000.bin"),
+        ([TINY, "--config.data.source=LICENSE", "--config.model.context_length=9000"], "too few tokens in val_000000.bin"),
         ([TINY, "--config.data.source=nowhere"], "data.source='nowhere': there is no such file or folder"),
         ([TINY, "--config.model.vocab_size=100"], "vocabulary of 257, larger than model.vocab_size=100"),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: there is no such config file"),
