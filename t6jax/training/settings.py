@@ -49,6 +49,10 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
         raise InputError(
             f"batch_size / accumulation_steps = {rows // parts} must be a multiple of mesh.data x mesh.fsdp = {split}"
         )
+    if config["validation"]["batch_size"] % split:
+        raise InputError(
+            f"validation.batch_size={config['validation']['batch_size']} must be a multiple of mesh.data x mesh.fsdp = {split}"
+        )
     return ModelConfig.from_dict(config["model"])
 
 
