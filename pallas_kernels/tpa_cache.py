@@ -75,11 +75,6 @@ class CacheLayout:
         return self.a_k + (self.rank_k + self.rank_v) * self.heads * self.stores_a
 
 
-def layout_of(a_k, b_k, a_v, b_v) -> CacheLayout:
-    """The layout that holds factors of these shapes: a [..., R, H], b [..., R, D]."""
-    return CacheLayout(a_k.shape[-1], a_k.shape[-2], a_v.shape[-2], b_k.shape[-1], b_v.shape[-1])
-
-
 def pack_b(layout: CacheLayout, b_k: jax.Array, b_v: jax.Array | None) -> jax.Array:
     """B factors [..., R, D] to [..., layout.b_width]: part of a row, or a row of the table of positions."""
     flat = lambda x: x.reshape(*x.shape[:-2], -1)
