@@ -9,7 +9,7 @@ from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 
-def _intervals(folder):
+def intervals(folder):
     """(start, end, name) in nanoseconds of everything that ran on the GPU."""
     [trace] = pathlib.Path(folder).rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
@@ -59,7 +59,7 @@ def device_seconds(calls, repeats=2):
                     wait_a_while()
                     jax.block_until_ready([f() for f in functions])
             groups = []
-            for start, end, name in sorted(_intervals(folder)):
+            for start, end, name in sorted(intervals(folder)):
                 if "wait_a_while" in name:
                     groups.append([])
                 elif groups:

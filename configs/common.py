@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
                 "rope_base": 10000.0,
                 "rope_table_dtype": "float32",
                 "remat": "none",  # none, dots, full
+                "unroll": False,  # compiles block after block in place of a loop: faster steps, longer compilation
             },
             "data": {
                 "path": "data/fineweb-edu-100bt",  # a folder of token shards

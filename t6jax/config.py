@@ -22,7 +22,9 @@ class ModelConfig:
     dtype: of the computation; param_dtype: of the parameters.
     rope_base, rope_table_dtype: RoPE's base, and the dtype its cosines and sines are rounded to (published: bfloat16).
     remat: what a block keeps of its forward pass for the backward pass: "none" rematerialised, i.e. everything is kept;
-        "dots", the matrix products are kept; "full", the block's input alone.
+        "dots", the matrix products and attention's output are kept; "full", the block's input alone.
+    unroll: compiles the blocks one after another in place of a loop over them: faster steps, since nothing is copied in and
+        out of the loop's stacked arrays, for a longer compilation.
     """
 
     vocab_size: int
@@ -36,6 +38,7 @@ class ModelConfig:
     rope_base: float = 10000.0
     rope_table_dtype: str = "float32"
     remat: str = "none"
+    unroll: bool = False
 
     def __post_init__(self):
         for key in ("vocab_size", "num_layers", "d_model", "context_length"):

@@ -1,5 +1,6 @@
 """The T6 transformer (section 3.5): embedding, L blocks stacked and scanned, tied head."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,9 +10,14 @@ from jaxtyping import Array, Float, Int
 
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
-from t6jax.layers import SwiGLU, parameter, rms_norm, split_batch, uniform
+from t6jax.layers import BATCH_AXES, SwiGLU, parameter, split_batch, uniform
+from t6jax.ops.cross_entropy import mean_cross_entropy
 from t6jax.ops.precision import accumulator
+from t6jax.ops.residual import add_norm, rms_norm
 from t6jax.ops.rope import RoPE
+
+# tokens whose logits make a matrix product of full speed, and are kept at a time
+PIECE = 8192
 
 
 class Block(nnx.Module):
@@ -24,13 +30,21 @@ class Block(nnx.Module):
         self.mlp = SwiGLU(config.d_model, config.swiglu_width, rngs=rngs, **dtypes)
 
     def __call__(
-        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
-    ) -> tuple[Float[Array, "B T d_model"], Any]:
-        """The block over whole sequences, and the tokens' cache entries."""
-        x = split_batch(x)
-        update, entry = self.attention(rms_norm(x), positions, segment_ids)
-        x = x + update
-        return split_batch(x + self.mlp(rms_norm(x))), entry
+        self,
+        x: Float[Array, "B T d_model"],
+        update: Float[Array, "B T d_model"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T d_model"], Float[Array, "B T d_model"], Any]:
+        """The block over whole sequences.
+
+        update: what the layer before adds to x. Returns x after attention, what this block's MLP adds to that, and the
+        tokens' cache entries: each sum is taken together with the norm that reads it.
+        """
+        x, normed = add_norm(split_batch(x), update)
+        update, entry = self.attention(normed, positions, segment_ids)
+        x, normed = add_norm(x, update)
+        return split_batch(x), self.mlp(normed), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]
@@ -41,7 +55,17 @@ class Block(nnx.Module):
         return x + self.mlp(rms_norm(x)), cache
 
 
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+def _attention_output(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a primitive is cuDNN's attention, whose outputs are small beside what it costs."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention_output
+    ),
+    "full": None,
+}
 
 
 class T6(nnx.Module):
@@ -70,8 +94,20 @@ class T6(nnx.Module):
 
         positions: of the tokens, default 0, 1, ... segment_ids: attention stays inside each segment.
         """
-        x, _ = self._forward(tokens, positions, segment_ids)
-        return self._head(x)
+        normed, _ = self._forward(tokens, positions, segment_ids)
+        return self._head(normed)
+
+    def loss(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, ""]:
+        """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece of T at a time."""
+        normed, _ = self._forward(tokens, positions, segment_ids)
+        return mean_cross_entropy(normed, self.embedding[...], targets, _pieces(*tokens.shape))
 
     def empty_caches(self, batch: int, max_length: int) -> tuple[Cache, ...]:
         """One cache a layer, with room for max_length tokens of each of batch sequences."""
@@ -84,10 +120,10 @@ class T6(nnx.Module):
 
         lengths: valid tokens of each prompt, at least 1. Returns the logits behind each prompt's last token, and the caches.
         """
-        x, entries = self._forward(tokens, None, None)
+        normed, entries = self._forward(tokens, None, None)
         starts = jnp.zeros_like(lengths)
         caches = tuple(cache.append(entry, starts) for cache, entry in zip(caches, entries, strict=True))
-        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        last = jnp.take_along_axis(normed, (lengths - 1)[:, None, None], axis=1)
         return self._head(last)[:, 0], caches
 
     def extend(
@@ -98,7 +134,7 @@ class T6(nnx.Module):
         for block, cache in zip(self._layers(), caches, strict=True):
             x, cache = block.extend(x, cache, lengths)
             extended.append(cache)
-        return self._head(x), tuple(extended)
+        return self._head(rms_norm(x)), tuple(extended)
 
     def unstacked(self) -> "T6":
         """The same model for decoding: a module a layer, parameters in the computation's dtype.
@@ -120,32 +156,44 @@ class T6(nnx.Module):
     def _forward(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None
     ) -> tuple[Float[Array, "B T d_model"], list[Any]]:
-        """Hidden states behind the last block, and the cache entries of each layer."""
+        """The normed hidden states behind the last block, and the cache entries of each layer."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self._embed(tokens)
+        update = jnp.zeros_like(x)
         if isinstance(self.blocks, nnx.List):
             entries = []
             for block in self.blocks:
-                x, entry = block(x, positions, segment_ids)
+                x, update, entry = block(x, update, positions, segment_ids)
                 entries.append(entry)
-            return x, entries
+            return add_norm(x, update)[1], entries
 
         graph, state = nnx.split(self.blocks)
-        run = lambda x, layer: nnx.merge(graph, layer)(x, positions, segment_ids)
+
+        def run(carry, layer):
+            x, update, entry = nnx.merge(graph, layer)(*carry, positions, segment_ids)
+            return (x, update), entry
+
         if self.config.remat != "none":
-            # inside a scan XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        x, stacked = jax.lax.scan(run, x, state)
-        return x, [_layer(stacked, i) for i in range(self.config.num_layers)]
+            # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat], prevent_cse=self.config.unroll)
+        carry, stacked = jax.lax.scan(run, (x, update), state, unroll=self.config.unroll)
+        return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
         # gathered first: the gradient of a frequent token is then a sum in the parameters' dtype
         return self.embedding[...][tokens].astype(self.config.dtype)
 
-    def _head(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
+    def _head(self, normed: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
         table = self.embedding[...].astype(self.config.dtype)
-        return jnp.einsum("btd,vd->btv", rms_norm(x), table, preferred_element_type=accumulator(table.dtype))
+        return jnp.einsum("btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype))
+
+
+def _pieces(batch: int, tokens: int) -> int:
+    """How many pieces of the sequence the loss is taken in: of at least PIECE tokens a device, the last piece like the others."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / devices / PIECE)))))
 
 
 def _layer(stacked: Any, i: int) -> Any:

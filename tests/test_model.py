@@ -132,3 +132,22 @@ def test_compiled_size_does_not_grow_with_depth():
         return len(jax.jit(lambda s, t: nnx.merge(graph, s)(t)).lower(state, tokens((1, 8))).as_text().splitlines())
 
     assert operations(48) == operations(2)
+
+
+def test_unrolled_or_rematerialised_blocks_give_the_same_loss_and_gradients():
+    rows = tokens((2, 9))
+    loss = lambda state, graph: nnx.merge(graph, state).loss(rows[:, :-1], rows[:, 1:])
+    results = []
+    for changes in ({}, {"unroll": True}, {"remat": "dots"}, {"remat": "full", "unroll": True}):
+        model = lively(T6(ModelConfig.from_dict(TINY | changes), rngs=nnx.Rngs(0)))
+        graph, state = nnx.split(model)
+        results.append(jax.value_and_grad(loss)(state, graph))
+    for other in results[1:]:
+        jax.tree.map(close, other, results[0])
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits(model):
+    rows = tokens((2, 9))
+    logits = model(rows[:, :-1])
+    want = -jnp.take_along_axis(jax.nn.log_softmax(logits), rows[:, 1:, None], axis=-1).mean()
+    close(model.loss(rows[:, :-1], rows[:, 1:]), want)

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
-from t6jax.layers import parameter, rms_norm, uniform
+from t6jax.layers import parameter, uniform
+from t6jax.ops.residual import rms_norm
 from t6jax.ops.rope import RoPE
 from t6jax.ops.token_cache import TokenCache
 

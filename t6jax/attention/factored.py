@@ -5,6 +5,7 @@ A mechanism adds its queries; which factors depend on the token is said by its c
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, ClassVar
 
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.tensor_products import Product, head_room
 from t6jax.attention.base import Attention, AttentionConfig, Start
 from t6jax.errors import InputError
+from t6jax.layers import pad_columns, worth_copying_weights
 from t6jax.ops.causal_attention import causal_attention
 from t6jax.ops.decode import decode
 from t6jax.ops.precision import at_least_float32
 from t6jax.ops.rope import RoPE
-from t6jax.ops.tensor_product import combine
+from t6jax.ops.tensor_product import combine, expand, factors
 from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery, key_value_factors
 
 # Bounds of the uniform start of a factor map, from the axes of its weights as the published code stores them:
@@ -59,7 +62,7 @@ class FactoredConfig(AttentionConfig):
         super().__post_init__()
         self.require_positive("rank_k", "rank_v")
         self.require_one_of(INITS, "init")
-        activations = [field.name for field in dataclasses.fields(self) if field.name.startswith("activation_")]
+        activations = [field.name for field in self.activations()]
         self.require_one_of(ACTIVATIONS, *activations)
         for key in activations:
             if not self.contextual_a and getattr(self, key) != "none":
@@ -81,6 +84,17 @@ class FactoredConfig(AttentionConfig):
     def b_numbers(self) -> int:
         """Numbers that stand for the features of one rank."""
         return self.head_dim
+
+    @property
+    def linear(self) -> bool:
+        """Whether each token's queries, keys and values are eq. 3.1 of linear maps alone, each with factors of its own."""
+        plain = all(getattr(self, field.name) == "none" for field in self.activations())
+        return self.contextual_a and self.contextual_b and not self.shared_kv_b and plain
+
+    @classmethod
+    def activations(cls) -> list[dataclasses.Field]:
+        """The keys that name a head factor's nonlinearity."""
+        return [field for field in dataclasses.fields(cls) if field.name.startswith("activation_")]
 
     @property
     def keys_rotated_when_read(self) -> bool:
@@ -193,6 +207,34 @@ class Factored(Attention):
         query = combine(*query) if isinstance(query, TPAQuery) else query
         a_k, b_k, a_v, b_v = self.key_value_factors(entry, positions)
         return causal_attention(query, combine(a_k, b_k), combine(a_v, b_v), segment_ids=segment_ids)
+
+    def __call__(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T d_model"], Any]:
+        if not self.config.linear or not worth_copying_weights(x):
+            return super().__call__(x, positions, segment_ids)
+        rows, products = self.joined_factors(x)
+        cos, sin = self.rope.tables(positions, self.config.head_dim)
+        *query, key, value = expand(rows, cos, sin, tuple(products.values()))
+        query = query[0] if query else self.query(x, positions)
+        (a_k, b_k), (a_v, b_v) = (factors(rows, products[name]) for name in ("k", "v"))
+        entry = TPAEntry(a_k, self.rope(b_k, positions), a_v, b_v)
+        return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry
+
+    def joined_factors(self, x: Float[Array, "B T d_model"]) -> tuple[Float[Array, "B T W"], dict[str, Product]]:
+        """All factors of each token in one row, from one matrix product, and where those of q, k and v lie in it."""
+        names = [name for name in "qkv" if hasattr(self, f"w_a_{name}")]
+        a, b = ({name: self.weight(getattr(self, f"w_{side}_{name}")) for name in names} for side in "ab")
+        heads = self.w_a_k.shape[-1]
+        a = {name: jnp.pad(w, ((0, 0), (0, 0), (0, head_room(heads) - heads))) for name, w in a.items()}
+        blocks = [w.reshape(w.shape[0], -1) for w in (*a.values(), *b.values())]
+        starts = list(itertools.accumulate((w.shape[1] for w in blocks), initial=0))
+        products = {
+            name: Product(starts[i], starts[len(names) + i], w.shape[1], heads, b[name].shape[-1], rotate=name != "v")
+            for i, (name, w) in enumerate(a.items())
+        }
+        joined = jnp.concatenate(blocks, axis=1)
+        return x @ pad_columns(joined), products
 
     def empty_cache(self, batch: int, max_length: int) -> TPACache:
         return TPACache.from_factors(*self.stored(self.empty_entry(batch, max_length)), rope=self.late_rope)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Start
-from t6jax.layers import rms_norm
 from t6jax.ops.causal_attention import causal_attention
 from t6jax.ops.decode_dense import decode_dense
+from t6jax.ops.residual import rms_norm
 from t6jax.ops.token_cache import TokenCache
 
 LATENT_EPSILON = 1e-6

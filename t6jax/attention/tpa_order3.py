@@ -79,5 +79,9 @@ class TPAOrder3Config(TPAConfig):
         return self.dim_b
 
     @property
+    def linear(self) -> bool:
+        return False  # its features are a product of two maps
+
+    @property
     def b_numbers(self) -> int:
         return self.dim_b + self.dim_c

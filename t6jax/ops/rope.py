@@ -25,12 +25,17 @@ class RoPE:
 
         An axis B or T of x that is 1 is broadcast over the positions.
         """
-        dim = x.shape[-1]
+        wide = at_least_float32(x)
+        cos, sin = (
+            table.reshape(*positions.shape, *(1,) * (x.ndim - 3), -1).astype(wide.dtype)
+            for table in self.tables(positions, x.shape[-1])
+        )
+        x1, x2 = jnp.split(wide, 2, axis=-1)
+        return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1).astype(x.dtype)
+
+    def tables(self, positions: Int[Array, "B T"], dim: int) -> tuple[Float[Array, "B T half_dim"], Float[Array, "B T half_dim"]]:
+        """The cosines and sines for dim features at the given positions, float32, rounded to table_dtype."""
         # in NumPy, operation by operation as the published code rounds them: at position t, t times the error counts
         frequency = np.float32(1) / np.float32(self.base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
         angle = positions.astype(jnp.float32)[..., None] * frequency
-        angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (dim // 2,))
-        wide = at_least_float32(x)
-        cos, sin = (f(angle).astype(self.table_dtype).astype(wide.dtype) for f in (jnp.cos, jnp.sin))
-        x1, x2 = jnp.split(wide, 2, axis=-1)
-        return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1).astype(x.dtype)
+        return tuple(f(angle).astype(self.table_dtype).astype(jnp.float32) for f in (jnp.cos, jnp.sin))

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from t6jax.config import ModelConfig
 from t6jax.model import T6, abstract
-from t6jax.ops.cross_entropy import cross_entropy
 from t6jax.ops.documents import model_arguments
 from t6jax.training.optimizer import learning_rate, make_optimizer
 from t6jax.training.sharding import batch_sharding, parameter_shardings, replicated
@@ -86,7 +85,7 @@ class Trainer:
     def _loss(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> Float[Array, ""]:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             model, tokens = nnx.merge(self.graph, params), windows[:, :-1]
-            return jnp.mean(cross_entropy(model(tokens, **model_arguments(tokens, self._document_start)), windows[:, 1:]))
+            return model.loss(tokens, windows[:, 1:], **model_arguments(tokens, self._document_start))
 
     def _step(self, state: TrainState, windows: Int[Array, "B T+1"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = self._loss_and_grads(state.params, windows)

@@ -9,6 +9,7 @@ from flax import nnx
 from t6jax.attention import TPAConfig
 from t6jax.errors import InputError
 from t6jax.ops.rope import RoPE
+from tests.attention.cases import build, case, hidden_states
 
 EPSILON = np.finfo(np.float32).eps
 D_MODEL = 24
@@ -87,3 +88,26 @@ def test_both_readings_of_xavier():
 def test_wrong_settings_are_named(settings, named):
     with pytest.raises(InputError, match=named):
         TPAConfig(**({"num_heads": 5, "head_dim": 8} | settings))
+
+
+@pytest.mark.parametrize("name", ["tpa", "tpa_kvonly"])
+def test_joined_factor_maps_change_nothing(name, monkeypatch):
+    """Output, cache entries and gradients, of one matrix product for all factors and of one for each."""
+    module, x = build(case(name)), hidden_states(2, 17)
+    positions = jnp.broadcast_to(jnp.arange(17), (2, 17))
+    graph, state = nnx.split(module)
+
+    results = []
+    for joined in (True, False):
+
+        def run(state, x):
+            out, entry = nnx.merge(graph, state)(x, positions)
+            return jnp.sum(out**2), (out, entry)
+
+        monkeypatch.setattr("t6jax.attention.factored.worth_copying_weights", lambda x, joined=joined: joined)
+        text = str(jax.make_jaxpr(run)(state, x))
+        assert ("concatenate" in text.split("dot_general")[0]) is joined
+        results.append(jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(state, x))
+    # sums of up to 24 terms, rounded in another order a few times over
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=24 * 16 * np.finfo(np.float32).eps * np.abs(b).max())
+    jax.tree.map(close, *results)

@@ -1,0 +1,190 @@
+"""Tokens a second of the training step, and where its time goes. usage: python -m benchmarks.train [--case NAME ...]
+
+Each case runs in a process of its own: compiled, warmed up, timed over several windows of steps on random tokens, then two
+steps under the profiler. The optimizer's step is included. MFU is
+    tokens/s x (6 x parameters + 12 x layers x heads x head_dim x T/2) / rate of a bfloat16 matrix product,
+with causal attention counted once (T/2 keys a token), the tied embedding once (as the head), recomputation not at all, and the
+rate that of a 24576 x 1600 x 4352 product measured in the same run.
+"""
+
+import argparse
+import collections
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.device_time import device_seconds, intervals
+from benchmarks.record import add_arguments, provenance, write
+from configs import common
+from t6jax.config import ModelConfig
+from t6jax.training.metrics import flops_per_token
+from t6jax.training.sharding import make_mesh
+from t6jax.training.step import Trainer
+
+XL = dict(size="xl", mechanism="tpa", num_heads=78, rank_q=6, rank_k=2, rank_v=2)
+MEDIUM = dict(size="medium", mechanism="tpa", num_heads=47, rank_q=6, rank_k=2, rank_v=2)
+# name: the paper's settings, then rows a step and keys of the model
+CASES = {
+    "T6 XL width, 12 layers": (XL, 24, {"num_layers": 12, "remat": "none", "unroll": True}),
+    "T6 XL": (XL, 24, {"remat": "dots", "unroll": True}),
+    "T6 medium": (MEDIUM, 32, {"remat": "none", "unroll": True}),
+    "MHA XL width, 12 layers": (
+        dict(size="xl", mechanism="mha", num_heads=25),
+        24,
+        {"num_layers": 12, "remat": "none", "unroll": True},
+    ),
+}
+
+# kinds of kernels by what their names hold, the first that fits
+KINDS = (
+    ("attention", ("cudnn", "fmha", "flash", "sdpa")),
+    ("Q, K, V from factors", ("tensor_products",)),
+    ("matrix products", ("nvjet", "gemm", "cutlass", "cublas", "splitk")),
+    ("copies", ("copy", "memcpy", "memset", "transpose")),
+    ("reductions", ("reduce",)),
+)
+
+
+def config_of(paper, rows, model):
+    config = common.paper(**paper)
+    config.batch_size, config.accumulation_steps = rows, 1
+    config.model.update(model)
+    return config.to_dict()
+
+
+def measure(name, overrides, windows=5, steps=8):
+    """One case, in this process: its numbers as a dict."""
+    paper, rows, keys = CASES[name]
+    overrides = dict(overrides)
+    rows = overrides.pop("batch_size", rows)
+    config = config_of(paper, rows, keys | overrides)
+    model = ModelConfig.from_dict(config["model"])
+    trainer = Trainer(config, model, make_mesh(config["mesh"]))
+    state = trainer.create(jax.random.key(0))
+    shape = (config["batch_size"], model.context_length + 1)
+    batches = [jax.random.randint(jax.random.key(i), shape, 0, model.vocab_size) for i in range(4)]
+    batches = [jax.device_put(batch, trainer.batch_sharding) for batch in batches]
+    start = time.perf_counter()
+    step = trainer.step.lower(state, batches[0]).compile()
+    compile_seconds = time.perf_counter() - start
+    losses = []
+
+    def advance(state, steps):
+        for i in range(steps):
+            state, metrics = step(state, batches[i % len(batches)])
+            losses.append(metrics["train_loss"])
+        jax.block_until_ready(state)
+        return state
+
+    state = advance(state, 3)
+    seconds = []
+    for _ in range(windows):
+        start = time.perf_counter()
+        state = advance(state, steps)
+        seconds.append((time.perf_counter() - start) / steps)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            state = advance(state, 2)
+        kinds, kernels = breakdown(folder, 2)
+    tokens = shape[0] * model.context_length
+    flops = flops_per_token(model, model.context_length)
+    rate = tokens / statistics.median(seconds)
+    return dict(
+        name=name,
+        rows=shape[0],
+        layers=model.num_layers,
+        remat=model.remat,
+        unroll=model.unroll,
+        step_milliseconds=[1e3 * s for s in seconds],
+        tokens_per_second=rate,
+        flops_per_token=flops,
+        flops_per_second=rate * flops,
+        peak_bytes=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0),
+        compile_seconds=compile_seconds,
+        milliseconds_by_kind=kinds,
+        milliseconds_by_kernel=kernels,
+        last_loss=float(losses[-1]),
+    )
+
+
+def breakdown(folder, steps, most=24):
+    """Milliseconds a step that kernels of each kind took, and the kernels that took most with how often they ran."""
+    kinds, kernels = collections.Counter(), collections.defaultdict(lambda: [0.0, 0])
+    for start, end, name in intervals(folder):
+        milliseconds = (end - start) / 1e6 / steps
+        kinds[next((kind for kind, parts in KINDS if any(p in name.lower() for p in parts)), "fused elementwise")] += milliseconds
+        kernels[name][0] += milliseconds
+        kernels[name][1] += 1
+    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:most]
+    return dict(kinds.most_common()), {name: [round(ms, 3), count // steps] for name, (ms, count) in top}
+
+
+def matmul_rate(m=24576, k=1600, n=4352):
+    """FLOP/s of a bfloat16 matrix product on random numbers."""
+    random = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+    pairs = [(random(i, m, k), random(i + 100, k, n)) for i in range(4)]
+    product = jax.jit(jnp.matmul)
+    seconds = device_seconds({"product": [lambda a=a, b=b: product(a, b) for a, b in pairs * 3]})["product"]
+    return dict(device=jax.devices()[0].device_kind, matmul_flops_per_second=2 * m * k * n / seconds)
+
+
+def table(record):
+    yield f"{record['device']}, JAX {record['jax']}; matrix product {record['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s"
+    yield "| case | rows | tokens/s | ms a step | TFLOP/s | MFU | peak GiB | compile s |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for r in record["results"]:
+        cells = [
+            r["name"],
+            r["rows"],
+            f"{r['tokens_per_second']:,.0f}",
+            f"{statistics.median(r['step_milliseconds']):.1f}",
+            f"{r['flops_per_second'] / 1e12:.0f}",
+            f"{100 * r['flops_per_second'] / record['matmul_flops_per_second']:.0f} %",
+            f"{r['peak_bytes'] / 2**30:.1f}",
+            f"{r['compile_seconds']:.0f}",
+        ]
+        yield "| " + " | ".join(map(str, cells)) + " |"
+    for r in record["results"]:
+        yield r["name"] + ": " + ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in r["milliseconds_by_kind"].items())
+
+
+def in_a_process_of_its_own(name, overrides):
+    """A case, or the matrix product's rate, measured where nothing else holds the GPU's memory."""
+    command = [sys.executable, "-m", "benchmarks.train", "--measure", name, "--model", json.dumps(overrides)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be given several times")
+    parser.add_argument("--model", default="{}", help="keys of the model to change, as JSON; batch_size too")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one case in this process, its numbers to stdout
+    add_arguments(parser)
+    args = parser.parse_args()
+    overrides = json.loads(args.model)
+    if args.measure:
+        print(json.dumps(matmul_rate() if args.measure == "matmul" else measure(args.measure, overrides)))
+        return
+    ceiling = in_a_process_of_its_own("matmul", {})
+    record = provenance("benchmarks.train", ceiling["device"], args.commit) | ceiling | {"results": []}
+    for name in args.case or CASES:
+        result = in_a_process_of_its_own(name, overrides)
+        if result is None:
+            print(f"{name}: failed", flush=True)
+            continue
+        record["results"].append(result)
+    print("\n".join(table(record)), flush=True)
+    write(args.out, "train", record)
+
+
+if __name__ == "__main__":
+    main()
