@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, DTypeLike, Float, Int
 
-NUMBERS = 4096  # of a row that a program works on at a time
+NUMBERS, WARPS = 4096, 8  # of a row that a program works on at a time
 
 
 def cross_entropy_gradient(
@@ -23,7 +23,7 @@ def cross_entropy_gradient(
         functools.partial(_kernel, width=width),
         grid=(rows,),
         out_shape=(jax.ShapeDtypeStruct((rows,), jnp.float32), jax.ShapeDtypeStruct((rows, width), dtype)),
-        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="cross_entropy_gradient",
     )(logits, targets.astype(jnp.int32))
