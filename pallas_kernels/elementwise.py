@@ -13,7 +13,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 WIDEST_ROW = 16384  # that add_norm's program holds in its registers
-NUMBERS = 1024  # that a program of swiglu_gradient works on
+NUMBERS = 2048  # that a program of swiglu_gradient works on
 
 
 def add_norm(
@@ -39,17 +39,21 @@ def add_norm_gradient(
     return _by_row(kernel, total.shape, same, "add_norm_gradient", interpret)(total, total_grad, normed_grad)
 
 
-def swiglu_gradient(joined: Float[Array, "N 2W"], grad: Float[Array, "N W"], *, interpret: bool = False) -> Float[Array, "N 2W"]:
-    """The gradient of joined = [gate, up] from that of silu(gate) * up, computed in float32."""
-    rows, width = grad.shape
-    return pl.pallas_call(
-        functools.partial(_swiglu_gradient_kernel, width=width),
-        grid=(rows, pl.cdiv(width, NUMBERS)),
-        out_shape=jax.ShapeDtypeStruct(joined.shape, joined.dtype),
+def swiglu_gradient(
+    gate: Float[Array, "N W"], up: Float[Array, "N W"], grad: Float[Array, "N W"], *, interpret: bool = False
+) -> tuple[Float[Array, "N W"], Float[Array, "N W"]]:
+    """The gradients of gate and up from that of silu(gate) * up, computed in float32."""
+    size = gate.size
+    same = jax.ShapeDtypeStruct((size,), gate.dtype)
+    call = pl.pallas_call(
+        functools.partial(_swiglu_gradient_kernel, size=size),
+        grid=(pl.cdiv(size, NUMBERS),),
+        out_shape=(same, same),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
         name="swiglu_gradient",
-    )(joined, grad)
+    )
+    return tuple(x.reshape(gate.shape) for x in call(*(x.reshape(size) for x in (gate, up, grad))))
 
 
 def _by_row(kernel, shape, out_shape, name, interpret):
@@ -91,11 +95,10 @@ def _add_norm_gradient_kernel(total, total_grad, normed_grad, out, *, epsilon, w
     plgpu.store(out.at[token, places], value.astype(out.dtype), mask=there)
 
 
-def _swiglu_gradient_kernel(joined, grad, out, *, width):
-    row, places = pl.program_id(0), pl.program_id(1) * NUMBERS + jnp.arange(NUMBERS)
-    there = places < width
-    gate, up = (_load(joined, row, places + start, mask=there) for start in (0, width))
-    g = _load(grad, row, places, mask=there)
-    s = 1 / (1 + jnp.exp(-gate))
-    plgpu.store(out.at[row, places], (g * up * s * (1 + gate * (1 - s))).astype(out.dtype), mask=there)
-    plgpu.store(out.at[row, places + width], (g * gate * s).astype(out.dtype), mask=there)
+def _swiglu_gradient_kernel(gate, up, grad, gate_grad, up_grad, *, size):
+    places = pl.program_id(0) * NUMBERS + jnp.arange(NUMBERS)
+    there = places < size
+    a, b, g = (_load(ref, places, mask=there) for ref in (gate, up, grad))
+    s = 1 / (1 + jnp.exp(-a))
+    plgpu.store(gate_grad.at[places], (g * b * s * (1 + a * (1 - s))).astype(gate_grad.dtype), mask=there)
+    plgpu.store(up_grad.at[places], (g * a * s).astype(up_grad.dtype), mask=there)

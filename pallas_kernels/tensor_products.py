@@ -17,7 +17,6 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, DTypeLike, Float
 
 HEADS = 16  # that a program works on at a time
-REGISTERS = 160  # over D/2: blocks of a dense array that a program loads at once
 RANKS = 16  # the least that a matrix product takes
 DIMS = (32, 64, 128)
 
@@ -142,8 +141,8 @@ def _tables(cos, sin, token, products):
 def _dense(ref, token, first, p, i):
     """Half i of the features of HEADS heads of a token, and which of the heads are there."""
     half = p.dim // 2
-    heads, features = first + jnp.arange(HEADS)[:, None], i * half + jnp.arange(half)[None, :]
-    return ref.at[token, heads, features], jnp.broadcast_to(heads < p.heads, (HEADS, half))
+    there = first + jnp.arange(HEADS) < p.heads
+    return ref.at[token, pl.ds(first, HEADS), pl.ds(i * half, half)], jnp.broadcast_to(there[:, None], (HEADS, half))
 
 
 def _expand_kernel(rows, cos, sin, *outs, products):
@@ -171,21 +170,19 @@ def _contract_kernel(rows, cos, sin, *refs, products):
     for p, grad in zip(products, grads, strict=True):
         half = p.dim // 2
         b = _b_halves(rows, token, p, tables)
-        y1 = y2 = jnp.zeros((RANKS, half), jnp.float32)
-        starts = range(0, p.heads, HEADS)
-        # the loads of several blocks are under way before the first is used: a program waits for memory that much less often
-        at_once = max(1, REGISTERS // half)
-        for group in (starts[i : i + at_once] for i in range(0, len(starts), at_once)):
-            blocks = [(_a_block(p, first), *(_dense(grad, token, first, p, i) for i in range(2))) for first in group]
-            loaded = [
-                [plgpu.load(place, mask=mask, other=0) for place, mask in ((rows.at[token, places], a_mask), tile_1, tile_2)]
-                for (places, a_mask), tile_1, tile_2 in blocks
-            ]
-            for ((places, mask), *_), (a, g1, g2) in zip(blocks, loaded, strict=True):
-                a_grad = plgpu.dot(b[0], g1, trans_b=True) + plgpu.dot(b[1], g2, trans_b=True)
-                plgpu.store(out.at[token, places], (a_grad * (1 / p.rank)).astype(out.dtype), mask=mask)
-                y1, y2 = y1 + plgpu.dot(a, g1), y2 + plgpu.dot(a, g2)
-        y1, y2 = y1 * (1 / p.rank), y2 * (1 / p.rank)
+
+        def block(index, b_grads, p=p, grad=grad, b=b):
+            first = index * HEADS
+            tiles = [_dense(grad, token, first, p, i) for i in range(2)]
+            g = [plgpu.load(place, mask=mask, other=0) for place, mask in tiles]
+            places, mask = _a_block(p, first)
+            a_grad = sum(plgpu.dot(b[i], g[i], trans_b=True) for i in range(2)) * (1 / p.rank)
+            plgpu.store(out.at[token, places], a_grad.astype(out.dtype), mask=mask)
+            a = plgpu.load(rows.at[token, places], mask=mask, other=0)
+            return [b_grads[i] + plgpu.dot(a, g[i]) for i in range(2)]
+
+        zeros = [jnp.zeros((RANKS, half), jnp.float32)] * 2
+        y1, y2 = (y * (1 / p.rank) for y in jax.lax.fori_loop(0, pl.cdiv(p.heads, HEADS), block, zeros))
         if p.rotate:  # the transpose of a rotation turns the other way
             cos_t, sin_t = tables
             y1, y2 = y1 * cos_t - y2 * sin_t, y2 * cos_t + y1 * sin_t

@@ -71,6 +71,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
         w_1, w_2, w_3 = (w[...].astype(self.dtype) for w in (self.w_1, self.w_2, self.w_3))
-        if not worth_copying_weights(x):
-            return (jax.nn.silu(x @ w_1) * (x @ w_2)) @ w_3
-        return swiglu(x @ jnp.concatenate([pad_columns(w_1), pad_columns(w_2)], axis=1)) @ pad_columns(w_3.T).T
+        if worth_copying_weights(x):
+            # not joined: their gradients would have to be
+            w_1, w_2, w_3 = pad_columns(w_1), pad_columns(w_2), pad_columns(w_3.T).T
+        return swiglu(x @ w_1, x @ w_2) @ w_3

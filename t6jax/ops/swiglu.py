@@ -1,7 +1,6 @@
 """The gate of SwiGLU."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.elementwise import swiglu_gradient
@@ -10,24 +9,25 @@ from t6jax.ops.precision import at_least_float32
 
 
 @jax.custom_vjp
-def swiglu(joined: Float[Array, "*batch 2W"]) -> Float[Array, "*batch W"]:
-    """silu(gate) * up of joined = [gate, up], computed in float32, in joined's dtype.
+def swiglu(gate: Float[Array, "*batch width"], up: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    """silu(gate) * up, computed in float32, in up's dtype.
 
-    Its gradient keeps joined alone, where differentiation left to itself keeps the sigmoid too; on an NVIDIA GPU, in half
-    precision, one kernel writes it.
+    Its gradient keeps gate and up alone: left to itself, differentiation keeps the sigmoid too, one more array of the widest
+    kind that there is in a block.
     """
-    gate, up = jnp.split(at_least_float32(joined), 2, axis=-1)
-    return (gate * jax.nn.sigmoid(gate) * up).astype(joined.dtype)
+    wide = at_least_float32(gate)
+    return (wide * jax.nn.sigmoid(wide) * at_least_float32(up)).astype(up.dtype)
 
 
-def _backward(joined, g):
-    if takes_kernels(joined.dtype, joined):
-        flat = (x.reshape(-1, x.shape[-1]) for x in (joined, g))
-        return (swiglu_gradient(*flat).reshape(joined.shape),)
-    gate, up = jnp.split(at_least_float32(joined), 2, axis=-1)
-    g = at_least_float32(g)
-    s = jax.nn.sigmoid(gate)
-    return (jnp.concatenate([g * up * s * (1 + gate * (1 - s)), g * gate * s], axis=-1).astype(joined.dtype),)
+def _backward(residuals, g):
+    gate, up = residuals
+    if takes_kernels(gate.dtype, gate):
+        flat = (x.reshape(-1, x.shape[-1]) for x in (gate, up, g))
+        return tuple(x.reshape(gate.shape) for x in swiglu_gradient(*flat))
+    wide_gate, wide_up, wide_g = (at_least_float32(x) for x in (gate, up, g))
+    s = jax.nn.sigmoid(wide_gate)
+    d_gate = wide_g * wide_up * s * (1 + wide_gate * (1 - s))
+    return d_gate.astype(gate.dtype), (wide_g * wide_gate * s).astype(up.dtype)
 
 
-swiglu.defvjp(lambda joined: (swiglu(joined), joined), _backward)
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _backward)
