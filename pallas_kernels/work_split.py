@@ -7,9 +7,9 @@ from pallas_kernels.mosaic_pieces import lane, warp_reduce, warp_scan
 
 
 class WorkSplit:
-    """Divides the tiles of all sequences, laid end to end, evenly among `blocks`.
+    """Divides the tiles of all sequences, laid end to end, evenly among `blocks`: no two differ by more than a tile.
 
-    Block g has the tiles [g share, (g + 1) share). The pair (g, b), a block and a sequence that it touches, keeps its
+    Block g has the tiles [start(g), start(g + 1)). The pair (g, b), a block and a sequence that it touches, keeps its
     result in slot g + b: along the tiles neither g nor b ever falls and one of them rises from pair to pair.
     Every warp works this out for itself, a sequence a lane.
     """
@@ -18,7 +18,17 @@ class WorkSplit:
         self.lengths_ref, self.batch, self.capacity, self.tokens = lengths_ref, batch, capacity, tokens
         self.lane = lane()
         self.total = self.before(batch)
-        self.share = jnp.maximum(lax.div(self.total + (blocks - 1), blocks), 1)
+        self.share = lax.div(self.total, blocks)
+        self.longer = lax.rem(self.total, blocks)  # the first so many blocks have one tile more
+
+    def start(self, block):
+        return block * self.share + jnp.minimum(block, self.longer)
+
+    def block(self, tile):
+        """The block that has this tile."""
+        among_longer = lax.div(tile, self.share + 1)
+        behind = tile - self.longer * (self.share + 1)
+        return jnp.where(behind < 0, among_longer, self.longer + lax.div(behind, jnp.maximum(self.share, 1)))
 
     def length(self, b):
         return jnp.minimum(jnp.maximum(self.lengths_ref[b], 0), self.capacity)
