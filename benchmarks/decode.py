@@ -2,9 +2,9 @@
 
     python -m benchmarks.decode [--quick] [--peers DIR] [--out benchmarks/results] [--commit HASH]
 
-Writes decode_<gpu>.json, prints its table, and draws the paper's Figures 5, 7 and 8 and a roofline plot beside it. DIR holds
+Writes decode_<gpu>.json, prints its tables, and draws the paper's Figures 5, 7 and 8 and a roofline plot beside it. DIR holds
 the peers' libraries, _vllm_fa3_C.abi3.so(.xz) and _flashmla_C.abi3.so. A case is one new token for each of B sequences; all
-lengths run inside one allocation, compiled once.
+lengths run inside one allocation, compiled once. What else is timed is in benchmarks/decode_cases.py.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
+from benchmarks import decode_cases
 from benchmarks.device_time import device_seconds, read_bandwidth
-from pallas_kernels import flash_tpa_mosaic
+from pallas_kernels import flash_tpa
 from pallas_kernels.tpa_cache import CacheLayout, unpack
 
 D = 64
@@ -46,13 +47,17 @@ def normal(seed, shape):
     return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
 
 
-def time_tpa(name, layout, R_Q, batch, lengths, xla):
+def time_tpa(name, layout, R_Q, batch, lengths, beside):
     capacity, results = max(lengths), []
     query = normal(0, (batch, 1, R_Q, layout.heads)), normal(1, (batch, 1, R_Q, D))
     caches = [normal(2 + i, (batch, capacity, layout.width)) for i in range(COPIES)]
-    decode = jax.jit(functools.partial(flash_tpa_mosaic.decode, layout=layout))
     filled = {length: jnp.full((batch,), length, jnp.int32) for length in lengths}
-    calls = {length: [lambda c=c, x=x: decode(query, c, x) for c in caches * 2] for length, x in filled.items()}
+
+    def times(kernel, lengths):
+        decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout, kernel=kernel))
+        calls = {length: [lambda c=c, x=filled[length]: decode(query, c, x) for c in caches * 2] for length in lengths}
+        return device_seconds(calls)
+
     entry = lambda implementation, length, seconds: dict(
         name=name,
         implementation=implementation,
@@ -63,8 +68,10 @@ def time_tpa(name, layout, R_Q, batch, lengths, xla):
         useful_bytes=2 * batch * length * layout.useful_width,
         cache_bytes=2 * batch * length * layout.width,
     )
-    results += [entry("mosaic_gpu", length, seconds) for length, seconds in device_seconds(calls).items()]
-    for length in lengths if xla else ():
+    results += [entry("mosaic_gpu", length, seconds) for length, seconds in times("mosaic_gpu", lengths).items()]
+    if beside:
+        results += [entry("triton", length, seconds) for length, seconds in times("triton", lengths).items()]
+    for length in lengths if beside else ():
         if batch * length <= 2**21:  # a shape of its own for each length: XLA's time follows the allocation
             cut = [c[:, :length] for c in caches[:3]]
             calls = {length: [lambda c=c: algorithm_1(query, c, filled[length], layout) for c in cut * 2]}
@@ -79,11 +86,12 @@ def measure(quick, peers):
     results = []
     for name, layout, R_Q in PAPER if not quick else PAPER[1:2]:
         for batch in (1, 16) if quick else (1, 2, 4, 8, 16):
-            results += time_tpa(name, layout, R_Q, batch, lengths, xla=not quick and layout.heads == 32 and batch in (1, 16))
+            results += time_tpa(name, layout, R_Q, batch, lengths, beside=not quick and layout.heads == 32 and batch in (1, 16))
     for name, layout, R_Q in TRAINED:
         for batch in (1, 16):
-            results += time_tpa(name, layout, R_Q, batch, [2**17] if quick else [2**12, 2**14, 2**17], xla=False)
+            results += time_tpa(name, layout, R_Q, batch, [2**17] if quick else [2**12, 2**14, 2**17], beside=False)
     bandwidth = read_bandwidth()
+    cases = decode_cases.measure()
     if peers:
         jax.clear_caches()
         command = [sys.executable, "-m", "benchmarks.peers", peers, *map(str, lengths)]
@@ -91,7 +99,7 @@ def measure(quick, peers):
         if listing.returncode:
             sys.exit(f"the peers could not be timed:\n{listing.stderr[-2000:]}")
         results += [json.loads(line) for line in listing.stdout.splitlines() if line.startswith("{")]
-    return dict(**provenance(), read_bytes_per_second=bandwidth, results=results)
+    return dict(**provenance(), read_bytes_per_second=bandwidth, results=results, cases=cases)
 
 
 def provenance():
@@ -117,6 +125,9 @@ def table(record):
             f"| {r['name']} | {r['heads']} | {r['batch']} | {r['length']} | {r['implementation']} | {r['microseconds']:.1f} "
             f"| {rate / 1e12:.2f} | {100 * rate / record['read_bytes_per_second']:.0f} % |"
         )
+
+    yield ""
+    yield from decode_cases.table(record)
 
 
 def draw(record, out):
