@@ -23,13 +23,15 @@ class Config:
     """Tile and pipeline sizes."""
 
     tokens: int  # a tile
+    heads: int  # of a program, at most
     num_warps: int
     num_stages: int
     programs: int  # on a multiprocessor, of those that the work is split into
 
 
 def default_config(layout: CacheLayout) -> Config:
-    return Config(64 if max(layout.dim_k, layout.dim_v) <= 64 else 32, 4, 2, 4)
+    heads = min(64, max(16, _power_of_2(layout.heads)))
+    return Config(64 if max(layout.dim_k, layout.dim_v) <= 64 else 32, heads, max(2, heads // 16), 2, 4)
 
 
 def _power_of_2(x: int) -> int:
@@ -50,7 +52,7 @@ def constants(
     rotation: Rotation | None = None,
 ) -> dict:
     """The kernel's compile-time constants. None of them depends on the lengths. rank_q: 0 for a dense query."""
-    heads = min(64, max(16, _power_of_2(layout.heads)))
+    heads = min(config.heads, max(16, _power_of_2(layout.heads)))
     programs = batch * new_tokens * -(-layout.heads // heads)
     return dict(
         M=capacity,
@@ -127,7 +129,8 @@ def attend(
     sizes = constants(layout, B, M, N, rank_q, scale, _multiprocessors(), config, shares=shares, rotation=rotation)
     splits = sizes["SPLITS"]
     query = [x.astype(rows.dtype) for x in query]
-    frequencies = jnp.asarray(rotation.frequencies, jnp.float32) if rotation else lengths
+    # one by one, since a partitioned function takes no constant arrays
+    frequencies = jnp.concatenate([jnp.full(1, x, jnp.float32) for x in rotation.frequencies]) if rotation else lengths
     # what a case does not have is given something that it does not look at
     o, m, l = jax_triton.triton_call(
         *(query if rank_q else (query[0], query[0])),

@@ -67,7 +67,10 @@ def make(layout, lengths, capacity, N, R_Q, dtype, query_scale=1.0, equal=False,
         factors[1], factors[3] = [jnp.broadcast_to(factors[i][:1], factors[i].shape) for i in (1, 3)]
         constants["b"] = tpa_cache.pack_b(layout, factors[1][0], factors[3][0])
     behind = jnp.arange(capacity) >= jnp.asarray(lengths)[:, None]
-    rows = jnp.where(behind[..., None], jnp.nan, tpa_cache.pack(layout, *factors))  # nothing behind a sequence's end may matter
+    rows = tpa_cache.pack(layout, *factors)
+    rows = jnp.where(
+        behind.reshape(*behind.shape, *[1] * (rows.ndim - 2)), jnp.nan, rows
+    )  # nothing behind a sequence's end may matter
     if turn:
         factors[1], constants["rotation"] = rotated(factors[1], turn), turn
     return query, factors, rows, constants
