@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from benchmarks import decode_cases
+from benchmarks import decode_cases, report
 from benchmarks.device_time import device_seconds, read_bandwidth
 from pallas_kernels import flash_tpa
 from pallas_kernels.tpa_cache import CacheLayout, unpack
@@ -126,8 +126,7 @@ def table(record):
             f"| {rate / 1e12:.2f} | {100 * rate / record['read_bytes_per_second']:.0f} % |"
         )
 
-    yield ""
-    yield from decode_cases.table(record)
+    yield report.decode_cases_table(record)
 
 
 def draw(record, out):

@@ -149,11 +149,3 @@ def measure():
             found.append(dict(group=group.__name__, **case, microseconds=seconds * 1e6))
             print(f"{found[-1]['case']}: {seconds * 1e6:.1f} us", flush=True)
     return found
-
-
-def table(record):
-    yield "| case | us | of read bandwidth |"
-    yield "|---|---|---|"
-    for r in record["cases"]:
-        share = r["useful_bytes"] / r["microseconds"] * 1e6 / record["read_bytes_per_second"]
-        yield f"| {r['case']} | {r['microseconds']:.1f} | {f'{100 * share:.0f} %' if share > 0.05 else '-'} |"
