@@ -51,7 +51,7 @@ def _axes(arguments):
     return letters, ["bnshe", "bnsh"]
 
 
-def _parts(arguments, specs, sizes=None):
+def _parts(arguments, specs):
     """How the arguments and the results are to be split: as the cache is, which must not move, or else as the query is."""
     letters, results = _axes(arguments)
     axis = {}
@@ -59,7 +59,7 @@ def _parts(arguments, specs, sizes=None):
         for letter, name in zip(names, tuple(spec) + (None,) * len(names)):
             if letter in "bs" and axis.get(letter) is None:
                 axis[letter] = name
-    if axis.get("b") is not None and axis.get("b") == axis.get("s"):
+    if axis.get("b") == axis.get("s"):  # one axis of the mesh cannot split both
         axis["s"] = None
     split = lambda names: P(*[axis.get(letter) for letter in names])
     return jax.tree.map(split, letters), [split(names) for names in results]
@@ -91,17 +91,17 @@ def _under_vmap(kernel):
     run = custom_vmap(kernel)
 
     @run.def_vmap
-    def rule(size, batched, *arguments):
+    def rule(size, mapped, *arguments):
         query, rows, lengths, a, b = arguments
-        results_batched = [True, True]
-        if not batched[1] or any(jax.tree.leaves(batched[3:])):  # one cache for all, or constants for each: one after another
-            at = lambda i: jax.tree.map(lambda x, mapped: x[i] if mapped else x, arguments, tuple(batched))
-            return lax.map(lambda i: list(kernel(*at(i))), jnp.arange(size)), results_batched
-        each = lambda x, mapped: x if mapped else jnp.broadcast_to(x, (size, *x.shape))
-        query, rows, lengths = jax.tree.map(each, (query, rows, lengths), tuple(batched[:3]))
-        query, rows, lengths = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (query, rows, lengths))
-        results = under_vmap(query, rows, lengths, a, b)
-        return [x.reshape(size, -1, *x.shape[1:]) for x in results], results_batched
+        if not mapped[1] or any(jax.tree.leaves(mapped[3:])):  # one cache for all, or constants for each: one after another
+            at = lambda i: jax.tree.map(lambda x, one_each: x[i] if one_each else x, arguments, tuple(mapped))
+            return lax.map(lambda i: list(run(*at(i))), jnp.arange(size)), [True, True]
 
-    under_vmap = run
+        def join(x, one_each):
+            x = x if one_each else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        results = run(*jax.tree.map(join, (query, rows, lengths), tuple(mapped[:3])), a, b)
+        return [x.reshape(size, -1, *x.shape[1:]) for x in results], [True, True]
+
     return run

@@ -212,12 +212,8 @@ class TPACache:
         first = tpa_cache.place_axis(first, axis, place)
         query, query_axes = (TPAQuery(first, query.b), TPAQuery(axis, None)) if axis == 3 else (first, axis)
 
-        def split(a):
-            return (
-                None if a is None else tpa_cache.place_axis(jnp.moveaxis(tpa_cache.split_heads(self._layout, a), -2, 0), 0, place)
-            )
-
-        fixed = self._fixed._replace(a_k=split(self._fixed.a_k), a_v=split(self._fixed.a_v))
+        split = lambda a: tpa_cache.place_axis(jnp.moveaxis(tpa_cache.split_heads(self._layout, a), -2, 0), 0, place)
+        fixed = self._fixed._replace(a_k=jax.tree.map(split, self._fixed.a_k), a_v=jax.tree.map(split, self._fixed.a_v))
         axes = TPAEntry(*(None if x is None or name[0] == "b" else 0 for name, x in fixed._asdict().items()))
         build = lambda rows, fixed, table: dataclasses.replace(
             self, _rows=rows, _fixed=fixed, _table=table, _layout=self._layout.shard

@@ -149,13 +149,20 @@ def test_appending_and_growing_is_in_place_on_each_device(mesh, implementation, 
     assert run._cache_size() == 1
 
 
-def test_vmap_of_spread_sequences(mesh, implementation):
-    query, cache, lengths = arguments(6)
-    want = t6jax.decode(query, cache, lengths, implementation="xla")
-    args = spread(mesh, query, cache, lengths, heads=None)
-    add = lambda x: jax.tree.map(lambda x: x[None], x)
-    run = jax.jit(lambda *a: jax.vmap(lambda *b: t6jax.decode(*b, implementation=implementation))(*map(add, a))[0])
-    np.testing.assert_allclose(run(*args), want, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("mapped", ["all", "query and lengths"])
+def test_vmap_of_spread_sequences(mesh, implementation, mapped):
+    query, cache, lengths = spread(mesh, *arguments(6), heads=None)
+    two = lambda x, change=lambda x: x: jax.tree.map(lambda x: jnp.stack([x, change(x)]), x)
+    queries, caches, many = two(query, jnp.negative), two(cache, lambda x: 2 * x), two(lengths, lambda x: x // 2)
+    decode = lambda *a: t6jax.decode(*a, implementation=implementation)
+    if mapped == "all":
+        got = jax.jit(jax.vmap(decode))(queries, caches, many)
+    else:
+        got = jax.jit(jax.vmap(decode, in_axes=(0, None, 0)))(queries, cache, many)
+    for i in range(2):
+        at = lambda x, i=i: jax.tree.map(lambda x: x[i], x)
+        want = t6jax.decode(at(queries), at(caches) if mapped == "all" else cache, at(many), implementation="xla")
+        np.testing.assert_allclose(got[i], want, rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_divide_is_named():
