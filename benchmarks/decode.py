@@ -83,7 +83,7 @@ def time_tpa(name, layout, R_Q, batch, lengths, beside):
 
 def measure(quick, peers):
     lengths = [2**12, 2**14, 2**17, 2**19] if quick else [2**i for i in range(12, 20)]
-    results = []
+    cases, results = decode_cases.measure(), []
     for name, layout, R_Q in PAPER if not quick else PAPER[1:2]:
         for batch in (1, 16) if quick else (1, 2, 4, 8, 16):
             results += time_tpa(name, layout, R_Q, batch, lengths, beside=not quick and layout.heads == 32 and batch in (1, 16))
@@ -91,7 +91,6 @@ def measure(quick, peers):
         for batch in (1, 16):
             results += time_tpa(name, layout, R_Q, batch, [2**17] if quick else [2**12, 2**14, 2**17], beside=False)
     bandwidth = read_bandwidth()
-    cases = decode_cases.measure()
     if peers:
         jax.clear_caches()
         command = [sys.executable, "-m", "benchmarks.peers", peers, *map(str, lengths)]
