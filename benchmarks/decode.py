@@ -8,19 +8,17 @@ lengths run inside one allocation, compiled once. What else is timed is in bench
 """
 
 import argparse
-import datetime
 import functools
 import json
-import pathlib
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 
 from benchmarks import decode_cases, report
 from benchmarks.device_time import device_seconds, read_bandwidth
+from benchmarks.record import add_arguments, provenance, write
 from pallas_kernels import flash_tpa
 from pallas_kernels.tpa_cache import CacheLayout, unpack
 
@@ -98,20 +96,7 @@ def measure(quick, peers):
         if listing.returncode:
             sys.exit(f"the peers could not be timed:\n{listing.stderr[-2000:]}")
         results += [json.loads(line) for line in listing.stdout.splitlines() if line.startswith("{")]
-    return dict(**provenance(), read_bytes_per_second=bandwidth, results=results, cases=cases)
-
-
-def provenance():
-    """What a recorded number is worth nothing without."""
-    driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True)
-    return dict(
-        device=jax.devices()[0].device_kind,
-        driver=driver.stdout.strip(),
-        jax=jax.__version__,
-        jaxlib=jaxlib.__version__,
-        date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m benchmarks.decode", *sys.argv[1:]]),
-    )
+    return dict(read_bytes_per_second=bandwidth, results=results, cases=cases)
 
 
 def table(record):
@@ -165,24 +150,14 @@ def draw(record, out):
     plt.savefig(out / "decode_roofline.png", dpi=120)
 
 
-def commit():
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few sizes only")
     parser.add_argument("--peers", metavar="DIR", help="folder with FlashAttention-3's and FlashMLA's libraries")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
-    parser.add_argument("--commit", default=commit(), help="of the code that is timed, where there is no git to ask")
+    add_arguments(parser)
     args = parser.parse_args()
-    record = measure(args.quick, args.peers) | {"commit": args.commit}
-    args.out.mkdir(parents=True, exist_ok=True)
-    name = record["device"].replace(" ", "_").lower()
-    (args.out / f"decode_{name}.json").write_text(json.dumps(record, indent=1))
+    record = provenance("benchmarks.decode", jax.devices()[0].device_kind, args.commit) | measure(args.quick, args.peers)
+    write(args.out, "decode", record)
     print("\n".join(table(record)))
     draw(record, args.out)
 

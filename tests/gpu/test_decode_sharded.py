@@ -46,8 +46,8 @@ def test_each_gpu_decodes_its_own_part(kind, over, heads, implementation):
     compiled = run.lower(cache, query, entry, lengths).compile()
     assert max(moved(compiled), default=0) <= 4 * 2 * (heads + 1) * 64, "at most the result is put together"
     assert moved(compiled) == [] or (over == "heads" and heads % 2)
-    assert "flash_tpa" in compiled.as_text() or "mosaic_gpu" in compiled.as_text()
-    assert compiled.memory_analysis().alias_size_in_bytes == cache._rows.nbytes // 2
+    assert any(target in compiled.as_text() for target in ("mosaic_gpu", "triton_kernel_call"))
+    assert compiled.memory_analysis().alias_size_in_bytes >= cache._rows.nbytes // 2
     (got, lse), _ = run(cache, query, entry, lengths)
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     # q, P a_v and the output are rounded to bfloat16, half an ulp of 2^-8 each
