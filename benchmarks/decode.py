@@ -2,25 +2,24 @@
 
     python -m benchmarks.decode [--quick] [--peers DIR] [--out benchmarks/results] [--commit HASH]
 
-Writes decode_<gpu>.json, prints its table, and draws the paper's Figures 5, 7 and 8 and a roofline plot beside it. DIR holds
+Writes decode_<gpu>.json, prints its tables, and draws the paper's Figures 5, 7 and 8 and a roofline plot beside it. DIR holds
 the peers' libraries, _vllm_fa3_C.abi3.so(.xz) and _flashmla_C.abi3.so. A case is one new token for each of B sequences; all
-lengths run inside one allocation, compiled once.
+lengths run inside one allocation, compiled once. What else is timed is in benchmarks/decode_cases.py.
 """
 
 import argparse
-import datetime
 import functools
 import json
-import pathlib
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 
+from benchmarks import decode_cases, report
 from benchmarks.device_time import device_seconds, read_bandwidth
-from pallas_kernels import flash_tpa_mosaic
+from benchmarks.record import add_arguments, provenance, write
+from pallas_kernels import flash_tpa
 from pallas_kernels.tpa_cache import CacheLayout, unpack
 
 D = 64
@@ -46,13 +45,17 @@ def normal(seed, shape):
     return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
 
 
-def time_tpa(name, layout, R_Q, batch, lengths, xla):
+def time_tpa(name, layout, R_Q, batch, lengths, beside):
     capacity, results = max(lengths), []
     query = normal(0, (batch, 1, R_Q, layout.heads)), normal(1, (batch, 1, R_Q, D))
     caches = [normal(2 + i, (batch, capacity, layout.width)) for i in range(COPIES)]
-    decode = jax.jit(functools.partial(flash_tpa_mosaic.decode, layout=layout))
     filled = {length: jnp.full((batch,), length, jnp.int32) for length in lengths}
-    calls = {length: [lambda c=c, x=x: decode(query, c, x) for c in caches * 2] for length, x in filled.items()}
+
+    def times(kernel, lengths):
+        decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout, kernel=kernel))
+        calls = {length: [lambda c=c, x=filled[length]: decode(query, c, x) for c in caches * 2] for length in lengths}
+        return device_seconds(calls)
+
     entry = lambda implementation, length, seconds: dict(
         name=name,
         implementation=implementation,
@@ -63,8 +66,10 @@ def time_tpa(name, layout, R_Q, batch, lengths, xla):
         useful_bytes=2 * batch * length * layout.useful_width,
         cache_bytes=2 * batch * length * layout.width,
     )
-    results += [entry("mosaic_gpu", length, seconds) for length, seconds in device_seconds(calls).items()]
-    for length in lengths if xla else ():
+    results += [entry("mosaic_gpu", length, seconds) for length, seconds in times("mosaic_gpu", lengths).items()]
+    if beside:
+        results += [entry("triton", length, seconds) for length, seconds in times("triton", lengths).items()]
+    for length in lengths if beside else ():
         if batch * length <= 2**21:  # a shape of its own for each length: XLA's time follows the allocation
             cut = [c[:, :length] for c in caches[:3]]
             calls = {length: [lambda c=c: algorithm_1(query, c, filled[length], layout) for c in cut * 2]}
@@ -76,13 +81,13 @@ def time_tpa(name, layout, R_Q, batch, lengths, xla):
 
 def measure(quick, peers):
     lengths = [2**12, 2**14, 2**17, 2**19] if quick else [2**i for i in range(12, 20)]
-    results = []
+    cases, results = decode_cases.measure(), []
     for name, layout, R_Q in PAPER if not quick else PAPER[1:2]:
         for batch in (1, 16) if quick else (1, 2, 4, 8, 16):
-            results += time_tpa(name, layout, R_Q, batch, lengths, xla=not quick and layout.heads == 32 and batch in (1, 16))
+            results += time_tpa(name, layout, R_Q, batch, lengths, beside=not quick and layout.heads == 32 and batch in (1, 16))
     for name, layout, R_Q in TRAINED:
         for batch in (1, 16):
-            results += time_tpa(name, layout, R_Q, batch, [2**17] if quick else [2**12, 2**14, 2**17], xla=False)
+            results += time_tpa(name, layout, R_Q, batch, [2**17] if quick else [2**12, 2**14, 2**17], beside=False)
     bandwidth = read_bandwidth()
     if peers:
         jax.clear_caches()
@@ -91,20 +96,7 @@ def measure(quick, peers):
         if listing.returncode:
             sys.exit(f"the peers could not be timed:\n{listing.stderr[-2000:]}")
         results += [json.loads(line) for line in listing.stdout.splitlines() if line.startswith("{")]
-    return dict(**provenance(), read_bytes_per_second=bandwidth, results=results)
-
-
-def provenance():
-    """What a recorded number is worth nothing without."""
-    driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True)
-    return dict(
-        device=jax.devices()[0].device_kind,
-        driver=driver.stdout.strip(),
-        jax=jax.__version__,
-        jaxlib=jaxlib.__version__,
-        date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m benchmarks.decode", *sys.argv[1:]]),
-    )
+    return dict(read_bytes_per_second=bandwidth, results=results, cases=cases)
 
 
 def table(record):
@@ -117,6 +109,8 @@ def table(record):
             f"| {r['name']} | {r['heads']} | {r['batch']} | {r['length']} | {r['implementation']} | {r['microseconds']:.1f} "
             f"| {rate / 1e12:.2f} | {100 * rate / record['read_bytes_per_second']:.0f} % |"
         )
+
+    yield report.decode_cases_table(record)
 
 
 def draw(record, out):
@@ -156,24 +150,14 @@ def draw(record, out):
     plt.savefig(out / "decode_roofline.png", dpi=120)
 
 
-def commit():
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few sizes only")
     parser.add_argument("--peers", metavar="DIR", help="folder with FlashAttention-3's and FlashMLA's libraries")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
-    parser.add_argument("--commit", default=commit(), help="of the code that is timed, where there is no git to ask")
+    add_arguments(parser)
     args = parser.parse_args()
-    record = measure(args.quick, args.peers) | {"commit": args.commit}
-    args.out.mkdir(parents=True, exist_ok=True)
-    name = record["device"].replace(" ", "_").lower()
-    (args.out / f"decode_{name}.json").write_text(json.dumps(record, indent=1))
+    record = provenance("benchmarks.decode", jax.devices()[0].device_kind, args.commit) | measure(args.quick, args.peers)
+    write(args.out, "decode", record)
     print("\n".join(table(record)))
     draw(record, args.out)
 

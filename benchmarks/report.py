@@ -1,4 +1,7 @@
-"""Writes the README's tables of measured times from the recorded results. usage: python -m benchmarks.report"""
+"""Writes the tables of measured times in the README and the docs from the recorded results.
+
+python -m benchmarks.report
+"""
 
 import json
 import pathlib
@@ -42,13 +45,42 @@ def decode_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def filled(readme: str) -> str:
-    """The README with its table as the recorded results have it."""
-    table = decode_table(json.loads(RESULTS.read_text()))
-    begin, end = "<!-- benchmarks.report: decode -->\n", "\n<!-- end -->"
-    return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: begin + table + end, readme, flags=re.S)
+def decode_cases_table(record: dict) -> str:
+    """What is measured beside the README's grid, and the Triton kernel's times."""
+    bandwidth = record["read_bytes_per_second"]
+    lines = [
+        f"{record['device']}, {record['date']}, JAX {record['jax']}; "
+        f"reading memory ran at {bandwidth / 1e12:.2f} TB/s in the same run.",
+        "",
+        "| case | us | of read bandwidth |",
+        "|---|---|---|",
+    ]
+    for case in record["cases"]:
+        share = case["useful_bytes"] / case["microseconds"] * 1e6 / bandwidth
+        shown = f"{100 * share:.0f} %" if case["group"] in ("ragged", "new_tokens", "variants") else "-"
+        lines.append(f"| {case['case']} | {case['microseconds']:.1f} | {shown} |")
+    for r in record["results"]:
+        if r["implementation"] == "triton" and r["length"] in (2**12, 2**14, 2**17):
+            share = r["useful_bytes"] / r["microseconds"] * 1e6 / bandwidth
+            what = f"Triton, R = 16, 1, 1, H = {r['heads']}: B = {r['batch']}, 2^{r['length'].bit_length() - 1} tokens"
+            lines.append(f"| {what} | {r['microseconds']:.1f} | {100 * share:.0f} % |")
+    return "\n".join(lines)
+
+
+TABLES = {"decode": decode_table, "decode cases": decode_cases_table}
+FILES = ROOT / "README.md", ROOT / "docs" / "flash_tpa.md"
+
+
+def filled(text: str) -> str:
+    """A text with its tables as the recorded results have them."""
+    record = json.loads(RESULTS.read_text())
+    for name, table in TABLES.items():
+        begin, end = f"<!-- benchmarks.report: {name} -->\n", "\n<!-- end -->"
+        fill = lambda _, inside=begin, table=table: inside + table(record) + end
+        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), fill, text, flags=re.S)
+    return text
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text()))
+    for path in FILES:
+        path.write_text(filled(path.read_text()))

@@ -15,6 +15,8 @@ tensor-core products, 64 at a time, tokens the columns:
     P   = exp2(S - max)                     online softmax in float32; a row's maximum needs two shuffles, no barrier
     O  += (P * a_v^T) @ b_v                 one wgmma for each rank of V, its left operand straight from registers
 Heads past H compute on whatever lies there and are never stored; a head's row mixes with no other row.
+
+`pallas_kernels.flash_tpa.decode` calls `attend`.
 """
 
 import dataclasses
@@ -31,7 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import mosaic_pieces as pieces
 from pallas_kernels.mosaic_pieces import PARTS, ROW, ROWS, WARP_PARTS, WARP_ROWS, WGMMA
-from pallas_kernels.tpa_cache import CacheLayout, round_up
+from pallas_kernels.tpa_cache import CacheLayout, Rotation, round_up
 from pallas_kernels.work_split import WorkSplit
 
 LOWEST = -1e30  # where running maxima start: finite, so that a tile without visible tokens gives no NaN
@@ -71,16 +73,21 @@ class _Boxes:
         return cls(count, -(-ranks // count), pitch(-(-ranks // count)))
 
 
+def _one_copy(layout: CacheLayout, tokens: int) -> bool:
+    """Whether keys and values read the same B factors from the same place: where wgmma takes both in chunks of 64."""
+    return layout.shared_b and tokens >= 64
+
+
 def _stage_bytes(layout: CacheLayout, tokens: int) -> int:
     boxes = _Boxes.of(layout)
-    b = layout.rank_k * round_up(layout.dim_k, 64) + layout.rank_v * round_up(layout.dim_v, 64)
-    return 2 * tokens * (b + boxes.count * boxes.columns)
+    b_k, b_v = layout.rank_k * round_up(layout.dim_k, 64), layout.rank_v * round_up(layout.dim_v, 64)
+    return 2 * tokens * (b_k + (0 if _one_copy(layout, tokens) else b_v) + boxes.count * boxes.columns)
 
 
 COMBINE_SHARED_MEMORY = 4096  # left free on an SM, so that a block of `_combine` can move in early
 
 
-def default_config(layout: CacheLayout, new_tokens: int = 1, sms: int = 132) -> Config:
+def default_config(layout: CacheLayout, new_tokens: int = 1, sms: int = 132, rotated: bool = False) -> Config:
     """The first of the sizes, in the order of what measured best, whose stages fit in shared memory.
 
     Two stages are enough to keep the memory busy; longer rings only make some blocks wait for others' tiles.
@@ -91,7 +98,8 @@ def default_config(layout: CacheLayout, new_tokens: int = 1, sms: int = 132) -> 
         tries = [(64, 2, 2), (32, 2, 2), *tries]
     for tokens, blocks_per_sm, stages in tries:
         free = (SHARED_MEMORY - COMBINE_SHARED_MEMORY) // blocks_per_sm - 4096 - query
-        if stages * _stage_bytes(layout, tokens) <= free:
+        turned = 2 * tokens * layout.rank_k * round_up(layout.dim_k, 64) if rotated else 0
+        if stages * _stage_bytes(layout, tokens) + turned <= free:
             return Config(tokens, blocks_per_sm, stages, sms)
     raise NotImplementedError(f"flash_tpa_mosaic: a tile of {layout} does not fit in shared memory")
 
@@ -101,11 +109,11 @@ def _row_blocks(new_tokens: int, heads: int) -> int:
     return min(2, -(-new_tokens * -(-heads // WARP_ROWS) // 4))
 
 
-def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, config: Config):
+def _partials(query, rows, table, lengths, layout: CacheLayout, rotation: Rotation | None, scale: float, config: Config):
     """Unnormalised outputs [slots, N, H, E] and row maxima and sums [slots, N, H], float32, maxima in units of log2."""
-    B, M, _ = rows.shape
-    factors = isinstance(query, tuple)
-    query = query if factors else (query,)
+    B, M = len(lengths), rows.shape[1]
+    shares = B // len(rows)  # sequences that lie side by side in the rows
+    factors = len(query) == 2
     N, R_Q = query[0].shape[1:3]
     H, D, E, R_K, R_V = layout.heads, layout.dim_k, layout.dim_v, layout.rank_k, layout.rank_v
     T, S = config.tokens, config.stages
@@ -115,6 +123,7 @@ def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, co
     E_chunks = -(-E // E_chunk)
     E_pad = E_chunk * E_chunks
     boxes = _Boxes.of(layout)
+    one_copy = _one_copy(layout, T)
     # A warp's 16 rows are 16 heads of one token. So many warps make up a token, so many wgmmas all of them; a block does
     # at most two, and blocks that share a part of the cache do the rest.
     token_warps = -(-H // WARP_ROWS)
@@ -134,8 +143,10 @@ def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, co
     def kernel(*refs):
         split = _split(refs, [len(query), 2 + (table is not None), 3])
         query_refs, (lengths_ref, rows_ref, *table_ref), (o_ref, m_ref, l_ref), scratch = split
-        (b_k_rows, b_k), (b_v_rows, b_v), q, full, *a = scratch
-        a = a[0] if a else None
+        (b_k_rows, b_k), q, full, *scratch = scratch
+        (b_v_rows, b_v), *scratch = [(None, b_k), *scratch] if one_copy else scratch
+        a, *scratch = scratch if boxes.count else [None, *scratch]
+        turned = scratch[0] if rotation else None
         # Once everything before is done, let `_combine` start moving in. (In this order: it reads the lengths before it waits.)
         plgpu.griddepcontrol_wait()
         plgpu.griddepcontrol_launch_dependents()
@@ -143,23 +154,22 @@ def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, co
         warp_rows = [(lax.axis_index("group") * len(row_blocks) + i) * 4 + pieces.warp() for i in row_blocks]
         rows_of = [(lax.div(w, token_warps), lax.rem(w, token_warps) * WARP_ROWS) for w in warp_rows]  # token, first head
         schedule = WorkSplit(lengths_ref, B, M, T, blocks)
-        start = jnp.minimum(g * schedule.share, schedule.total)
-        stop = jnp.minimum(start + schedule.share, schedule.total)
+        start, stop = schedule.start(g), schedule.start(g + 1)
         b0, t0 = schedule.locate(start)
         left0 = schedule.tiles(b0) - t0
 
         def fetch(slot, b, t):
-            own = rows_ref.at[b]
-            of_b = table_ref[0] if table_ref else own
+            own = rows_ref.at[lax.div(b, shares)], lax.rem(b, shares) * layout.width
+            of_b = (table_ref[0], 0 * t) if table_ref else own
 
             def copy(source, first, width, destination):
-                # `first` as a traced value: a box may reach past the row's end, where TMA fills in zeros.
-                columns = pl.ds(first + 0 * t, width)
-                plgpu.copy_gmem_to_smem(source.at[pl.ds(t * T, T), columns], destination, full.at[slot])
+                # The column is a traced value: a box may reach past the row's end, where TMA fills in zeros.
+                ref, origin = source
+                plgpu.copy_gmem_to_smem(ref.at[pl.ds(t * T, T), pl.ds(origin + first, width)], destination, full.at[slot])
 
             for r, c in np.ndindex(R_K, D_chunks):
                 copy(of_b, layout.b_k + r * D + c * 64, 64, b_k_rows.at[slot, r, c])
-            for r, c in np.ndindex(R_V, E_chunks):
+            for r, c in np.ndindex(0 if one_copy else R_V, E_chunks):
                 copy(of_b, layout.b_v + r * E + c * E_chunk, E_chunk, b_v_rows.at[slot, r, c])
             for i in range(boxes.count):
                 copy(own, layout.a_k + i * boxes.ranks * layout.padded_heads, boxes.columns, a.at[slot, i])
@@ -215,6 +225,18 @@ def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, co
                 pieces.blank_rows(a.at[slot, i], (), valid, T)
             plgpu.commit_smem()
 
+        def turn_keys(slot, first):
+            """Keys that are stored before RoPE: wgmma reads them from a place of their own, rotated."""
+            for r in range(R_K):
+                chunks = [(b_k.at[slot, r, c], turned.at[r, c]) for c in range(D_chunks)]
+                pieces.rotate(*zip(*chunks), tiled(64), first, T, D, rotation)
+            plgpu.commit_smem()
+
+        if rotation and D % 64:
+            for r in range(R_K):  # behind D, where q is zero, something finite
+                pieces.blank_rows(turned.at[r, D_chunks - 1], tiled(64), jnp.int32(0), T)
+            plgpu.commit_smem()
+
         # Fill the ring, the query behind the first tile.
         ahead = b0, t0, left0
         for s in range(S):
@@ -243,12 +265,15 @@ def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, co
                 plgpu.barrier_wait(full.at[slot])
                 masked = first + T > length - (N - 1)
                 pl.when(masked)(lambda: blank_tail(slot, length - first))
+                if rotation:
+                    turn_keys(slot, first)
                 new_states = []
                 for block, ((n, h), (o, m, l)) in enumerate(zip(rows_of, states)):
 
                     def scores(*accs):
                         for (r, acc), c in itertools.product(enumerate(accs), range(D_chunks)):
-                            plgpu.wgmma(acc, q.at[block, c], b_k.at[slot, r, c].transpose((1, 0)))
+                            keys = turned.at[r, c] if rotation else b_k.at[slot, r, c]
+                            plgpu.wgmma(acc, q.at[block, c], keys.transpose((1, 0)))
                         return [acc[...] for acc in accs]
 
                     parts = pl.run_scoped(scores, *[plgpu.ACC((ROWS, T), jnp.float32)] * R_K)
@@ -303,10 +328,11 @@ def _partials(query, rows, table, lengths, layout: CacheLayout, scale: float, co
         ],
         scratch_types=[
             chunked((S, R_K, D_chunks, T, 64)),
-            chunked((S, R_V, E_chunks, T, E_chunk)),
             plgpu.SMEM((len(row_blocks), D_chunks, ROWS, 64), dtype, transforms=tiled(64)),
-            plgpu.Barrier(num_arrivals=R_K * D_chunks + R_V * E_chunks + boxes.count, num_barriers=S),
+            plgpu.Barrier(num_arrivals=R_K * D_chunks + (not one_copy) * R_V * E_chunks + boxes.count, num_barriers=S),
+            *([] if one_copy else [chunked((S, R_V, E_chunks, T, E_chunk))]),
             *[plgpu.SMEM((S, boxes.count, T, boxes.columns), dtype)] * (boxes.count > 0),
+            *[plgpu.SMEM((R_K, D_chunks, T, 64), dtype, transforms=tiled(64))] * (rotation is not None),
         ],
         grid=(blocks, groups),
         grid_names=("block", "group"),
@@ -338,8 +364,8 @@ def _combine(parts, lengths, shape, capacity, layout: CacheLayout, config: Confi
         schedule = WorkSplit(lengths_ref, B, capacity, config.tokens, blocks)
         before = schedule.before(b)
         tiles = schedule.tiles(b)
-        first = lax.div(before, schedule.share)
-        count = jnp.where(tiles > 0, lax.div(before + tiles - 1, schedule.share) - first + 1, 0)
+        first = schedule.block(before)
+        count = jnp.where(tiles > 0, schedule.block(before + tiles - 1) - first + 1, 0)
         visible = schedule.length(b) - (N - 1) + n
         plgpu.griddepcontrol_wait()
 
@@ -375,89 +401,70 @@ def _combine(parts, lengths, shape, capacity, layout: CacheLayout, config: Confi
     )(lengths, o, m, l)
 
 
-def decode(
-    query,
+def check(layout: CacheLayout, dtype, rotation: Rotation | None, scale: float) -> None:
+    """Raises NotImplementedError, saying why, for what `attend` does not take."""
+    no = lambda why: NotImplementedError(f"flash_tpa_mosaic: {why}")
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        raise no(f"the cache must be bfloat16 or float16, not {dtype}")
+    if not scale > 0:
+        raise no(f"the scale must be a positive number, not {scale}")
+    if (heads := layout.shard.heads if layout.stores_a else layout.heads) > 128:
+        raise no(f"at most 128 heads, not {heads}")
+    if layout.dim_k not in (32, 64, 128) or layout.dim_v not in (32, 64, 128):
+        raise no(f"D and E must be 32, 64 or 128, not {layout.dim_k} and {layout.dim_v}")
+    if not layout.stores_a and layout.rank_v * layout.dim_v > 256:
+        raise no(f"without A factors in the cache R_V E is at most 256, not {layout.rank_v * layout.dim_v}")
+
+
+def attend(
+    query: tuple[jax.Array, ...],
     rows: jax.Array,
     lengths: jax.Array,
+    a: tuple[jax.Array, ...],
+    b: tuple[jax.Array, ...],
     layout: CacheLayout,
     *,
-    a: tuple[jax.Array, jax.Array] | None = None,
-    b: jax.Array | None = None,
-    scale: float | None = None,
-    return_lse: bool = False,
+    rotation: Rotation | None,
+    scale: float,
+    dtype,
     config: Config | None = None,
-):
-    """Attention of N new tokens over a packed TPA cache.
+) -> tuple[jax.Array, jax.Array]:
+    """(out [B, N, H, E] of that dtype, float32 log-sum-exp [B, N, H]) on one device.
 
-    query    (a_q [B, N, R_Q, H], b_q [B, N, R_Q, D]), or dense q [B, N, H, D]
-    rows     [B, M, layout.width], bfloat16 or float16, as `tpa_cache.pack` makes them
-    lengths  int32 [B]: valid tokens, the N new ones included; new token n sees the first lengths - N + 1 + n
-    a        (a_k [R_K, H], a_v [R_V, H]) where the rows hold no A factors
-    b        [M or more, layout.b_width], by position, as `tpa_cache.pack_b` makes them, where the rows hold no B factors
-    Returns [B, N, H, E] in the query's dtype and, with return_lse, the float32 log-sum-exp [B, N, H].
-    Raises NotImplementedError, saying why, for what it does not take.
+    query: (a_q [B, N, R_Q, H], b_q [B, N, R_Q, D]) or (q [B, N, H, D],).
+    rows: [B / S, M, S W], those of S sequences side by side.
+    a: (a_k [R_K, H], a_v [R_V, H]) where the rows hold no A factors. b: (table [M or more, W_B],) where they hold no B factors.
     """
-    query = tuple(query) if isinstance(query, (tuple, list)) else query
-    dtype = (query[0] if isinstance(query, tuple) else query).dtype
-    scale = layout.dim_k**-0.5 if scale is None else scale
-    _check(rows, layout, a, b, scale)
-    lengths = lengths.astype(jnp.int32)
-    if not layout.stores_a:
-        # The keys' A goes into the query, the values' comes after: what is left is one key and one value for all heads.
+    N, wanted = query[0].shape[1], dtype
+    if a:  # The keys' A goes into the query, the values' comes after: what is left is one key and one value for all heads.
         a_k, a_v = [x.astype(jnp.float32) for x in a]
         q = jnp.einsum("bnhd,rh->bnhrd", _dense(query), a_k)
+        query, dtype, scale = (q.reshape(*q.shape[:3], -1).astype(rows.dtype),), jnp.float32, scale / layout.rank_k
         widths = dict(dim_k=layout.rank_k * layout.dim_k, dim_v=layout.rank_v * layout.dim_v)
-        q = q.reshape(*q.shape[:3], widths["dim_k"]).astype(rows.dtype)
-        inner = dataclasses.replace(layout, rank_k=1, rank_v=1, **widths)
-        out, lse = _decode(q, rows, b, lengths, inner, scale / layout.rank_k, config, jnp.float32)
-        out = out.reshape(*out.shape[:3], layout.rank_v, layout.dim_v)
-        out = jnp.einsum("bnhre,rh->bnhe", out, a_v / layout.rank_v, precision=lax.Precision.HIGHEST).astype(dtype)
-    else:
-        if isinstance(query, tuple) and any(x.dtype != rows.dtype for x in query):
-            query = _dense(query)
-        out, lse = _decode(query, rows, b, lengths, layout, scale, config, dtype)
-    return (out, lse) if return_lse else out
+        ranks, layout = (layout.rank_v, layout.dim_v), dataclasses.replace(layout, rank_k=1, rank_v=1, **widths)
+    elif any(x.dtype != rows.dtype for x in query):
+        query = (_dense(query),)
+    config = config or default_config(layout, N, _streaming_multiprocessors(), rotation is not None)
+    parts, blocks = _partials(query, rows, b[0] if b else None, lengths, layout, rotation, scale, config)
+    shape = len(lengths), N, layout.heads, layout.dim_v
+    out, lse = _combine(parts, lengths, shape, rows.shape[1], layout, config, blocks, dtype)
+    if a:
+        out = out.reshape(*out.shape[:3], *ranks)
+        out = jnp.einsum("bnhre,rh->bnhe", out, a_v / ranks[0], precision=lax.Precision.HIGHEST).astype(wanted)
+    return out, lse
+
+
+def _dense(query: tuple[jax.Array, ...]) -> jax.Array:
+    if len(query) == 1:
+        return query[0].astype(jnp.float32)
+    a_q, b_q = [x.astype(jnp.float32) for x in query]
+    return jnp.einsum("bnrh,bnrd->bnhd", a_q, b_q, precision=lax.Precision.HIGHEST) / a_q.shape[2]
 
 
 def _split(sequence, counts):
     """The first counts[0] elements, the next counts[1], ..., and the rest."""
     ends = np.cumsum([0, *counts])
     return *[sequence[i:j] for i, j in zip(ends, ends[1:])], sequence[ends[-1] :]
-
-
-def _check(rows, layout, a, b, scale):
-    no = lambda why: NotImplementedError(f"flash_tpa_mosaic: {why}")
-    if rows.dtype not in (jnp.bfloat16, jnp.float16):
-        raise no(f"the cache must be bfloat16 or float16, not {rows.dtype}")
-    if not scale > 0:
-        raise no(f"the scale must be a positive number, not {scale}")
-    if layout.heads > 128:
-        raise no(f"at most 128 heads, not {layout.heads}")
-    if layout.dim_k not in (32, 64, 128) or layout.dim_v not in (32, 64, 128):
-        raise no(f"D and E must be 32, 64 or 128, not {layout.dim_k} and {layout.dim_v}")
-    if not layout.stores_a and layout.rank_v * layout.dim_v > 256:
-        raise no(f"without A factors in the cache R_V E is at most 256, not {layout.rank_v * layout.dim_v}")
-    if rows.shape[-1] != layout.width:
-        raise ValueError(f"rows are {rows.shape[-1]} numbers wide, but {layout} has {layout.width}")
-    if (a is None) != layout.stores_a or (b is None) != layout.stores_b:
-        raise ValueError(f"a and b are given exactly where the rows do not hold those factors, and {layout} was given")
-    if b is not None and (b.shape[-1] != layout.b_width or b.shape[0] < rows.shape[1] or b.dtype != rows.dtype):
-        raise ValueError(f"b must be {rows.dtype} [{rows.shape[1]} or more, {layout.b_width}], not {b.dtype} {list(b.shape)}")
-
-
-def _dense(query):
-    if not isinstance(query, tuple):
-        return query.astype(jnp.float32)
-    a_q, b_q = [x.astype(jnp.float32) for x in query]
-    return jnp.einsum("bnrh,bnrd->bnhd", a_q, b_q, precision=lax.Precision.HIGHEST) / a_q.shape[2]
-
-
-def _decode(query, rows, table, lengths, layout, scale, config, dtype):
-    B, M, _ = rows.shape
-    N = (query[0] if isinstance(query, tuple) else query).shape[1]
-    config = config or default_config(layout, N, _streaming_multiprocessors())
-    parts, blocks = _partials(query, rows, table, lengths, layout, scale, config)
-    return _combine(parts, lengths, (B, N, layout.heads, layout.dim_v), M, layout, config, blocks, dtype)
 
 
 @functools.cache

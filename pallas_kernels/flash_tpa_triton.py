@@ -1,28 +1,60 @@
 """FlashTPA decoding (the paper's Algorithm 3) in Triton, for the NVIDIA GPUs and the shapes that flash_tpa_mosaic does not take.
 
-The same maths, cache and signature as there. A program takes one sequence, one of `splits` equal parts of its tokens, and a
-block of heads of one new token; XLA contracts the query's factors before and merges the parts behind.
+The same maths and cache as there, in two kernels. A program of the first takes one sequence, one of `splits` equal parts of
+its tokens, and a block of heads of one new token; a program of the second merges the parts of one head.
+
+`pallas_kernels.flash_tpa.decode` calls `attend`.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from pallas_kernels.tpa_cache import CacheLayout
+from pallas_kernels.tpa_cache import CacheLayout, Rotation
 
 LOG2E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Tile and pipeline sizes."""
+
+    tokens: int  # a tile
+    heads: int  # of a program, at most
+    num_warps: int
+    num_stages: int
+    programs: int  # on a multiprocessor, of those that the work is split into
+
+
+def default_config(layout: CacheLayout) -> Config:
+    """What measured best on an H200: a warp for every 16 heads, and as many stages as its registers allow."""
+    heads = min(32, max(16, _power_of_2(layout.heads)))
+    small = max(layout.dim_k, layout.dim_v) <= 64
+    return Config(64 if small else 32, heads, heads // 16, 3 if small and layout.rank_k + layout.rank_v <= 2 else 2, 4)
 
 
 def _power_of_2(x: int) -> int:
     return 1 << (x - 1).bit_length()
 
 
-def constants(layout: CacheLayout, capacity: int, new_tokens: int, batch: int, scale: float, multiprocessors: int) -> dict:
-    """The kernel's compile-time constants. None of them depends on the lengths."""
-    heads = min(64, max(16, _power_of_2(layout.heads)))
+def constants(
+    layout: CacheLayout,
+    batch: int,
+    capacity: int,
+    new_tokens: int,
+    rank_q: int,
+    scale: float,
+    multiprocessors: int,
+    config: Config,
+    *,
+    shares: int = 1,
+    rotation: Rotation | None = None,
+) -> dict:
+    """The kernel's compile-time constants. None of them depends on the lengths. rank_q: 0 for a dense query."""
+    heads = min(config.heads, max(16, _power_of_2(layout.heads)))
     programs = batch * new_tokens * -(-layout.heads // heads)
     return dict(
         M=capacity,
@@ -32,6 +64,8 @@ def constants(layout: CacheLayout, capacity: int, new_tokens: int, batch: int, s
         H=layout.heads,
         D=layout.dim_k,
         E=layout.dim_v,
+        R_Q=rank_q,
+        PADDED_R_Q=max(16, _power_of_2(rank_q)) if rank_q else 0,
         R_K=layout.rank_k,
         R_V=layout.rank_v,
         PADDED_H=layout.padded_heads,
@@ -39,81 +73,102 @@ def constants(layout: CacheLayout, capacity: int, new_tokens: int, batch: int, s
         B_V=layout.b_v,
         A_K=layout.a_k,
         A_V=layout.a_v,
+        SHARES=shares,
         SCALE=scale / layout.rank_k * LOG2E,
         TABLE=not layout.stores_b,
         CONSTANT_A=not layout.stores_a,
-        SPLITS=max(1, min(64, 4 * multiprocessors // programs)),
+        ANGLE_DTYPE=_triton_dtype(rotation.dtype) if rotation else None,
+        HALF=len(rotation.frequencies) if rotation else 0,
+        SPLITS=max(1, min(128, config.programs * multiprocessors // programs)),
         HEADS=heads,
-        TOKENS=64 if max(layout.dim_k, layout.dim_v) <= 64 else 32,
+        TOKENS=config.tokens,
     )
 
 
-def decode(
-    query,
-    rows: jax.Array,
-    lengths: jax.Array,
-    layout: CacheLayout,
-    *,
-    a: tuple[jax.Array, jax.Array] | None = None,
-    b: jax.Array | None = None,
-    scale: float | None = None,
-    return_lse: bool = False,
-):
-    """As flash_tpa_mosaic.decode; needs the package jax-triton."""
+def _triton_dtype(name: str):
+    import triton.language
+
+    return {"float32": triton.language.float32, "bfloat16": triton.language.bfloat16, "float16": triton.language.float16}[name]
+
+
+def check(layout: CacheLayout, dtype, rotation: Rotation | None, scale: float) -> None:
+    """Raises NotImplementedError, saying why, for what `attend` does not take."""
     no = lambda why: NotImplementedError(f"flash_tpa_triton: {why}")
-    if rows.dtype not in (jnp.bfloat16, jnp.float16):
-        raise no(f"the cache must be bfloat16 or float16, not {rows.dtype}")
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        raise no(f"the cache must be bfloat16 or float16, not {dtype}")
     if any(d not in (16, 32, 64, 128, 256) for d in (layout.dim_k, layout.dim_v)):
         raise no(f"D and E must be powers of 2 from 16 to 256, not {layout.dim_k} and {layout.dim_v}")
-    if rows.shape[-1] != layout.width:
-        raise ValueError(f"rows are {rows.shape[-1]} numbers wide, but {layout} has {layout.width}")
-    if (a is None) != layout.stores_a or (b is None) != layout.stores_b:
-        raise ValueError(f"a and b are given exactly where the rows do not hold those factors, and {layout} was given")
     try:
-        import jax_triton
+        import jax_triton  # noqa: F401
 
-        from pallas_kernels.flash_tpa_triton_kernel import flash_tpa
+        from pallas_kernels import flash_tpa_triton_kernel  # noqa: F401
     except ImportError as error:
         raise no(f"it needs the package jax-triton ({error})") from error
 
-    if isinstance(query, (tuple, list)):
-        a_q, b_q = [x.astype(jnp.float32) for x in query]
-        q = jnp.einsum("bnrh,bnrd->bnhd", a_q, b_q, precision=lax.Precision.HIGHEST) / a_q.shape[2]
-        dtype = query[0].dtype
-    else:
-        q, dtype = query, query.dtype
-    (B, M, _), N, H, E = rows.shape, q.shape[1], layout.heads, layout.dim_v
-    scale = layout.dim_k**-0.5 if scale is None else scale
-    sizes = constants(layout, M, N, B, scale, _multiprocessors())
-    splits, head_blocks = sizes["SPLITS"], -(-H // sizes["HEADS"])
-    a_k, a_v = a or (rows, rows)  # not looked at
+
+def attend(
+    query: tuple[jax.Array, ...],
+    rows: jax.Array,
+    lengths: jax.Array,
+    a: tuple[jax.Array, ...],
+    b: tuple[jax.Array, ...],
+    layout: CacheLayout,
+    *,
+    rotation: Rotation | None,
+    scale: float,
+    dtype,
+    config: Config | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As flash_tpa_mosaic.attend."""
+    import jax_triton
+
+    from pallas_kernels.flash_tpa_triton_kernel import combine, partials
+
+    config = config or default_config(layout)
+    B, N, M, H, E = len(lengths), query[0].shape[1], rows.shape[1], layout.heads, layout.dim_v
+    rank_q = query[0].shape[2] if len(query) == 2 else 0
+    shares = B // len(rows)
+    sizes = constants(layout, B, M, N, rank_q, scale, _multiprocessors(), config, shares=shares, rotation=rotation)
+    splits = sizes["SPLITS"]
+    query = [x.astype(rows.dtype) for x in query]
+    # one by one, since a partitioned function takes no constant arrays
+    frequencies = jnp.concatenate([jnp.full(1, x, jnp.float32) for x in rotation.frequencies]) if rotation else lengths
+    # what a case does not have is given something that it does not look at
     o, m, l = jax_triton.triton_call(
-        q.astype(rows.dtype),
-        lengths.astype(jnp.int32),
+        *(query if rank_q else (query[0], query[0])),
+        lengths,
         rows,
-        rows if b is None else b,
-        a_k,
-        a_v,
-        kernel=flash_tpa,
+        *(b or (rows,)),
+        *(a or (rows, rows)),
+        frequencies,
+        kernel=partials,
         out_shape=[
             jax.ShapeDtypeStruct((B, splits, N, H, E), jnp.float32),
             jax.ShapeDtypeStruct((B, splits, N, H), jnp.float32),
             jax.ShapeDtypeStruct((B, splits, N, H), jnp.float32),
         ],
-        grid=(N * head_blocks, splits, B),
-        name="flash_tpa_triton",
-        num_warps=4,
-        num_stages=2,
+        grid=(N * -(-H // sizes["HEADS"]), splits, B),
+        name="flash_tpa_triton_partials",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
         **sizes,
     )
-    top = m.max(axis=1)
-    weight = jnp.exp2(m - top[:, None])
-    total = (l * weight).sum(axis=1)
-    seen = total > 0
-    safe = jnp.where(seen, total, 1)
-    out = (o * weight[..., None]).sum(axis=1) * jnp.where(seen, 1 / (layout.rank_v * safe), 0)[..., None]
-    lse = jnp.where(seen, (top + jnp.log2(safe)) / LOG2E, -jnp.inf)
-    return (out.astype(dtype), lse) if return_lse else out.astype(dtype)
+    return jax_triton.triton_call(
+        o,
+        m,
+        l,
+        kernel=combine,
+        out_shape=[jax.ShapeDtypeStruct((B, N, H, E), dtype), jax.ShapeDtypeStruct((B, N, H), jnp.float32)],
+        grid=(N * H, B),
+        name="flash_tpa_triton_combine",
+        num_warps=1,
+        NH=N * H,
+        E=E,
+        R_V=layout.rank_v,
+        SPLITS=splits,
+        PADDED_SPLITS=_power_of_2(splits),
+        CHUNK=min(16, _power_of_2(splits)),
+    )
 
 
 @functools.cache

@@ -215,3 +215,76 @@ def blank_rows(ref, transforms, valid, tokens):
                         vector.store(zeros, ref, [row_index, at])
 
     blank(ref, valid)
+
+
+# $0, $1 = cos($2), sin($2). The angle is brought between -pi and pi first, by 2 pi in two pieces; then the fast cosine's error
+# is 2^-20, where float32's own at a position of 500,000 is 2^-6.
+COS_SIN = """{ .reg .f32 k, r;
+    mul.rn.f32 k, $2, 0f3E22F983;
+    cvt.rni.f32.f32 k, k;
+    fma.rn.f32 r, k, 0fC0C90FDB, $2;
+    fma.rn.f32 r, k, 0f343BBD2E, r;
+    cos.approx.f32 $0, r;
+    sin.approx.f32 $1, r; }"""
+
+
+def rotate(sources, targets, transforms, first, tokens, dim, rotation):
+    """RoPE of one rank's keys at positions first, first + 1, ...: sources and targets are chunks [tokens, 64] of their `dim`
+    features, each rotation.frequencies' worth of them by itself."""
+    half, parts = len(rotation.frequencies), 128 // tokens  # threads of a row
+    count = half // 8  # units of 8 features in a half; a thread takes every parts-th
+
+    @plgpu.inline_mgpu(arg_types=(*[plgpu.RefType(transforms)] * 2 * len(sources), SCALAR))
+    def turn(_, *arguments):
+        *refs, first = arguments
+        sources, targets = refs[: len(refs) // 2], refs[len(refs) // 2 :]
+        i32, index, f32 = ir.IntegerType.get_signless(32), ir.IndexType.get(), ir.F32Type.get()
+        element = ir.MemRefType(sources[0].type).element_type
+        narrow, wide = ir.VectorType.get((8,), element), ir.VectorType.get((8,), f32)
+        scalar = lambda x: arith.constant(i32, x)
+        thread = arith.remui(utils.thread_idx(), scalar(128))
+        row, part = arith.remui(thread, scalar(tokens)), arith.divui(thread, scalar(tokens))
+        position = arith.sitofp(f32, arith.addi(first.registers.item(), row))
+        above, below = [arith.index_castui(index, f(row, scalar(8))) for f in (arith.divui, arith.remui)]
+        is_part = [arith.cmpi(arith.CmpIPredicate.eq, part, scalar(p)) for p in range(parts)]
+
+        def rounded(x):
+            if rotation.dtype == "float32":
+                return x
+            dtype = ir.VectorType.get((8,), utils.dtype_to_ir_type(jnp.dtype(rotation.dtype)))
+            return arith.extf(wide, arith.truncf(dtype, x))
+
+        def at(feature, unit):
+            """Where the unit of 8 features lies that is `unit` units behind `feature`: swizzled, as wgmma wants it."""
+            unit = arith.xori(arith.addi(unit, constant(feature % 64 // 8)), below)
+            return feature // 64, [above, constant(0), below, arith.muli(unit, constant(8))]
+
+        def turn_unit(j):
+            unit = arith.index_castui(index, arith.addi(part, scalar(j * parts)))
+            cosines, sines = [], []
+            for k in range(8):
+                frequency = arith.constant(f32, 0.0)
+                for p in range(min(parts, count - j * parts)):
+                    value = arith.constant(f32, rotation.frequencies[(j * parts + p) * 8 + k])
+                    frequency = arith.select(is_part[p], value, frequency)
+                cos, sin = utils.inline_ptx(COS_SIN, arith.mulf(position, frequency), result_types=(f32, f32))
+                cosines.append(cos)
+                sines.append(sin)
+            cos, sin = [rounded(vector.from_elements(wide, x)) for x in (cosines, sines)]
+            for start in range(0, dim, 2 * half):
+                places = [at(start, unit), at(start + half, unit)]
+                x, y = [arith.extf(wide, vector.load(narrow, sources[c], where)) for c, where in places]
+                turned_x = arith.addf(arith.mulf(x, cos), arith.mulf(y, sin))
+                turned_y = arith.subf(arith.mulf(y, cos), arith.mulf(x, sin))
+                for (c, where), value in zip(places, (turned_x, turned_y)):
+                    vector.store(arith.truncf(narrow, value), targets[c], where)
+
+        utils.warpgroup_barrier()  # until the last tile's keys have been read
+        for j in range(-(-count // parts)):
+            if (j + 1) * parts <= count:
+                turn_unit(j)
+            else:
+                with utils.when(arith.cmpi(arith.CmpIPredicate.ult, part, scalar(count - j * parts))):
+                    turn_unit(j)
+
+    turn(*sources, *targets, first)

@@ -6,11 +6,28 @@ from jax import lax
 from pallas_kernels.mosaic_pieces import lane, warp_reduce, warp_scan
 
 
+def shares(total, blocks):
+    """(share, longer): the first `longer` blocks have share + 1 tiles, the others share, as long as there are any left."""
+    share, rest = lax.div(total, blocks), lax.rem(total, blocks)
+    return share, jnp.where(2 * rest >= blocks, blocks, rest)
+
+
+def first_tile(block, total, share, longer):
+    return jnp.minimum(block * share + jnp.minimum(block, longer), total)
+
+
+def block_of(tile, share, longer):
+    behind = tile - longer * (share + 1)
+    return jnp.where(behind < 0, lax.div(tile, share + 1), longer + lax.div(behind, jnp.maximum(share, 1)))
+
+
 class WorkSplit:
     """Divides the tiles of all sequences, laid end to end, evenly among `blocks`.
 
-    Block g has the tiles [g share, (g + 1) share). The pair (g, b), a block and a sequence that it touches, keeps its
-    result in slot g + b: along the tiles neither g nor b ever falls and one of them rises from pair to pair.
+    Block g has the tiles [start(g), start(g + 1)): no two blocks differ by more than a tile; or, where most of them would have
+    the longer share anyway, all take that, the last ones what is left: fewer parts are merged sooner. The pair (g, b), a block
+    and a sequence that it touches, keeps its result in slot g + b: along the tiles neither g nor b ever falls and one of them
+    rises from pair to pair.
     Every warp works this out for itself, a sequence a lane.
     """
 
@@ -18,7 +35,14 @@ class WorkSplit:
         self.lengths_ref, self.batch, self.capacity, self.tokens = lengths_ref, batch, capacity, tokens
         self.lane = lane()
         self.total = self.before(batch)
-        self.share = jnp.maximum(lax.div(self.total + (blocks - 1), blocks), 1)
+        self.share, self.longer = shares(self.total, blocks)
+
+    def start(self, block):
+        return first_tile(block, self.total, self.share, self.longer)
+
+    def block(self, tile):
+        """The block that has this tile."""
+        return block_of(tile, self.share, self.longer)
 
     def length(self, b):
         return jnp.minimum(jnp.maximum(self.lengths_ref[b], 0), self.capacity)

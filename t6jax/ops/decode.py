@@ -17,20 +17,21 @@ def _triton(query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: flo
     device = jax.devices()[0]
     if device.platform != "gpu":
         raise NotImplementedError(f"implementation='triton' needs an NVIDIA GPU; this is {device.device_kind}")
-    from pallas_kernels import flash_tpa_triton
-
-    rows, layout, options = cache.for_kernels()
-    return flash_tpa_triton.decode(query, rows, lengths, layout, scale=scale, return_lse=True, **options)
+    return _kernel("triton", query, cache, lengths, scale)
 
 
 def _mosaic_gpu(query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: float) -> tuple[Array, Array]:
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":
         raise NotImplementedError(f"implementation='mosaic_gpu' needs a Hopper GPU (H100, H200); this is {device.device_kind}")
-    from pallas_kernels import flash_tpa_mosaic
+    return _kernel("mosaic_gpu", query, cache, lengths, scale)
+
+
+def _kernel(name: str, query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: float) -> tuple[Array, Array]:
+    from pallas_kernels import flash_tpa
 
     rows, layout, options = cache.for_kernels()
-    return flash_tpa_mosaic.decode(query, rows, lengths, layout, scale=scale, return_lse=True, **options)
+    return flash_tpa.decode(query, rows, lengths, layout, kernel=name, scale=scale, return_lse=True, **options)
 
 
 # by preference; each raises NotImplementedError for the calls that it does not take
@@ -50,7 +51,8 @@ def decode(
 
     query: TPAQuery(a [B, N, R_Q, H], b [B, N, R_Q, D]), or a dense array [B, N, H, D] (TPA-KVonly); RoPE already applied.
     cache: a TPACache of M tokens for each of B sequences, the new tokens' own entries already appended; its factors may be
-        non-contextual or shared (TPACache.from_factors).
+        non-contextual or shared (TPACache.from_factors). Under jit it may be spread over a mesh (TPACache.sharding): each
+        device decodes its own sequences and heads, and nothing of the cache moves.
     lengths: int32 [B], valid tokens of each sequence, the N new ones included; default all M. New token n sees the first
         lengths - N + 1 + n; one that sees none gets zeros. May change from call to call without a recompile.
     scale: of the softmax, default 1/sqrt(D). The 1/R factors of eq. 3.1 are always applied.
@@ -60,9 +62,9 @@ def decode(
 
     Returns [B, N, H, E] in the query's dtype.
 
-    Raises InputError (a ValueError) where shapes disagree or a length exceeds the cache (inside jit a length cannot be looked
-    at: there "xla" gives NaN for that sequence, the kernels take its first M tokens), NotImplementedError where a named
-    implementation cannot serve the call.
+    Raises InputError (a ValueError) where shapes disagree or a length exceeds the cache, NotImplementedError where a named
+    implementation cannot serve the call. Inside jit a length cannot be looked at: there one below 0 is taken as 0, one beyond
+    the cache as M.
     """
     lengths = _check(query, cache, lengths)
     features, dtype = (query.b, query.b.dtype) if isinstance(query, TPAQuery) else (query, query.dtype)
@@ -93,7 +95,7 @@ def _check(query: TPAQuery | Array, cache: TPACache, lengths: Array | None) -> A
     if not isinstance(query, TPAQuery | jax.Array | np.ndarray):
         raise InputError(f"query must be a TPAQuery(a, b) or a dense array, got {type(query).__name__}")
     batch, max_length = cache.batch, cache.max_length
-    heads, dim = cache.stored().a_k.shape[-1], cache.stored().b_k.shape[-1]
+    heads, dim = cache.num_heads, cache.key_dim
     if isinstance(query, TPAQuery):
         for name, array, last in (("query.a", query.a, heads), ("query.b", query.b, dim)):
             if array.ndim != 4 or (array.shape[0], array.shape[3]) != (batch, last):

@@ -18,7 +18,7 @@ def decode_dense(
     """Attention of N new tokens over M cached ones, heads 0 .. H/G - 1 sharing group 0 and so on.
 
     lengths: valid tokens of each sequence, the N new ones included: new token n sees the first lengths - N + 1 + n; one that
-        sees none gets zeros, a sequence whose length exceeds M gets NaN.
+        sees none gets zeros. A length is taken as M at most.
     scale: of the softmax, default 1/sqrt(D).
 
     Scores, softmax and sums are float32; the result has the query's dtype.
@@ -29,11 +29,10 @@ def decode_dense(
     with jax.default_matmul_precision("highest"):
         # half-precision products are exact in float32: nothing is gained by widening the cache first
         logits = jnp.einsum("bngqd,bmgd->bngqm", grouped, key, preferred_element_type=jnp.float32)
-        seen = visible(lengths, new, room)
+        seen = visible(jnp.clip(lengths, 0, room), new, room)
         p, _ = masked_softmax(logits.reshape(batch, new, heads, room) * scale, seen)
         # tokens behind the length may hold anything, NaN too: a zero weight alone would not silence them
         value = jnp.where(jnp.any(seen, axis=1)[:, :, None, None], value, 0)
         p = p.reshape(batch, new, groups, heads // groups, room).astype(value.dtype)
         out = jnp.einsum("bngqm,bmge->bngqe", p, value, preferred_element_type=jnp.float32)
-    out = out.reshape(batch, new, heads, -1).astype(query.dtype)
-    return jnp.where((lengths > room)[:, None, None, None], jnp.nan, out)
+    return out.reshape(batch, new, heads, -1).astype(query.dtype)

@@ -1,9 +1,12 @@
 """FlashTPA decoding (Algorithm 1, for any ranks) in plain JAX: the definition that every kernel is held against."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import tpa_cache
 from t6jax.ops.masked_softmax import masked_softmax, visible
 from t6jax.ops.tpa_cache import TPACache, TPAQuery
 
@@ -13,8 +16,18 @@ def decode(
 ) -> tuple[Float[Array, "B N H E"], Float[Array, "B N H"]]:
     """Attention of N new tokens over the factor cache, and its log-sum-exp, both float32.
 
-    A token that sees nothing gets zeros and a log-sum-exp of -inf; a sequence whose length exceeds the cache gets NaN.
+    A token that sees nothing gets zeros and a log-sum-exp of -inf; a length is taken as M at most.
     """
+    if cache.head_shards == 1:
+        return _decode(query, cache, lengths, scale)
+    # each share by itself, so that shares which lie on several devices stay there
+    arguments, axes = cache.shares(query)
+    each = jax.vmap(functools.partial(_decode, scale=scale), in_axes=(*axes, None), out_axes=2)
+    return tuple(tpa_cache.merge_heads(cache.for_kernels()[1], x, 2) for x in each(*arguments, lengths))
+
+
+def _decode(query, cache, lengths, scale):
+    lengths = jnp.clip(lengths, 0, cache.max_length)
     with jax.default_matmul_precision("highest"):  # float32 products even where the device would round to TF32
         a_k, b_k, a_v, b_v = (x.astype(jnp.float32) for x in cache.factors())
         # a factor lacks the axes that it does not depend on: "bm", "m" or none before its rank
@@ -40,5 +53,4 @@ def decode(
             out = jnp.einsum(f"bnhm,{v_b}ve->bnhve", p, b_v)
             out = jnp.einsum("bnhve,vh->bnhe", out, a_v)
         out = out / a_v.shape[-2]
-    beyond = (lengths > cache.max_length)[:, None, None]
-    return jnp.where(beyond[..., None], jnp.nan, out), jnp.where(beyond, jnp.nan, lse)
+    return out, lse

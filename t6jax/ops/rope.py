@@ -20,6 +20,11 @@ class RoPE:
     base: float = 10000.0
     table_dtype: str = "float32"
 
+    def frequencies(self, dim: int) -> np.ndarray:
+        """base**(-2i/D) for i < D/2, float32."""
+        # in NumPy, operation by operation as the published code rounds them: at position t, t times the error counts
+        return np.float32(1) / np.float32(self.base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+
     def __call__(self, x: Float[Array, "B T *R D"], positions: Int[Array, "B T"]) -> Float[Array, "B T *R D"]:
         """Rotates the last axis of x by each token's position; computed in float32, returned in x's dtype.
 
@@ -35,7 +40,5 @@ class RoPE:
 
     def tables(self, positions: Int[Array, "B T"], dim: int) -> tuple[Float[Array, "B T half_dim"], Float[Array, "B T half_dim"]]:
         """The cosines and sines for dim features at the given positions, float32, rounded to table_dtype."""
-        # in NumPy, operation by operation as the published code rounds them: at position t, t times the error counts
-        frequency = np.float32(1) / np.float32(self.base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
-        angle = positions.astype(jnp.float32)[..., None] * frequency
+        angle = positions.astype(jnp.float32)[..., None] * self.frequencies(dim)
         return tuple(f(angle).astype(self.table_dtype).astype(jnp.float32) for f in (jnp.cos, jnp.sin))

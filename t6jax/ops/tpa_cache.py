@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from pallas_kernels import tpa_cache
-from pallas_kernels.tpa_cache import CacheLayout
+from pallas_kernels.tpa_cache import CacheLayout, Rotation
 from t6jax.errors import InputError
 from t6jax.ops.rope import RoPE
 
@@ -41,12 +43,12 @@ class TPACache:
     """The factors of M tokens for each of B sequences; make it with `from_factors` or `empty`, read it with `factors`.
 
     How the fields store the factors is this class's own affair: _rows, what depends on the token, side by side as
-    pallas_kernels.tpa_cache lays it out; _fixed, factors that are one for all tokens, [R, .]. With b_v in neither, values
-    share the keys' b. _rope: where given, b_k is stored as it was before RoPE, and rotated when it is read. _table: where B
-    factors are the same for all tokens, what they are at each position.
+    pallas_kernels.tpa_cache lays it out, with an axis S where the heads are in several shares; _fixed, factors that are one for
+    all tokens, [R, .]. With b_v in neither, values share the keys' b. _rope: where given, b_k is stored as it was before RoPE,
+    and rotated when it is read. _table: where B factors are the same for all tokens, what they are at each position.
     """
 
-    _rows: Float[Array, "B M W"]
+    _rows: Float[Array, "B M *S W"]
     _fixed: TPAEntry
     _table: Float[Array, "M W_B"] | None
     _layout: CacheLayout = dataclasses.field(metadata={"static": True})
@@ -61,6 +63,7 @@ class TPACache:
         b_v: Float[Array, "B M R_V E"] | Float[Array, "R_V E"] | None = None,
         *,
         rope: RoPE | None = None,
+        head_shards: int = 1,
     ) -> "TPACache":
         """A cache that holds these factors. Raises InputError where shapes disagree.
 
@@ -68,7 +71,10 @@ class TPACache:
         b_v: None shares b_k with the values (appendix I). RoPE rotates keys and not values, so what can be shared is b_k
             before RoPE: give `rope` with it.
         rope: says that b_k is not rotated yet; keys are rotated, by their place in the cache, when they are read.
+        head_shards: into how many shares the heads are put, for as many devices to take one each (see `sharding`). H need not
+            be a multiple of it. Every share holds all B factors: on one device, leave it 1.
         """
+        _check_head_shards(head_shards)
         factors = TPAEntry(a_k, b_k, a_v, b_v)
         _check_factors(factors)
         fixed = TPAEntry(*(x if x is not None and x.ndim == 2 else None for x in factors))
@@ -86,6 +92,7 @@ class TPACache:
             stores_a=a_k.ndim == 4,
             stores_b=b_k.ndim == 4,
             shared_b=b_v is None and b_k.ndim == 4,
+            head_shards=head_shards,
         )
         rows = tpa_cache.pack(layout, *factors)
         table = None
@@ -108,10 +115,14 @@ class TPACache:
         key_dim: int,
         value_dim: int,
         dtype: DTypeLike = jnp.bfloat16,
+        head_shards: int = 1,
     ) -> "TPACache":
-        """Room for max_length tokens (M) of each of `batch` sequences."""
-        layout = CacheLayout(heads=num_heads, rank_k=rank_k, rank_v=rank_v, dim_k=key_dim, dim_v=value_dim)
-        return cls(jnp.zeros((batch, max_length, layout.width), dtype), NOTHING, None, layout)
+        """Room for max_length tokens (M) of each of `batch` sequences. head_shards: see `from_factors`."""
+        _check_head_shards(head_shards)
+        layout = CacheLayout(
+            heads=num_heads, rank_k=rank_k, rank_v=rank_v, dim_k=key_dim, dim_v=value_dim, head_shards=head_shards
+        )
+        return cls(jnp.zeros((batch, max_length, *layout.row_shape), dtype), NOTHING, None, layout)
 
     @property
     def batch(self) -> int:
@@ -145,15 +156,70 @@ class TPACache:
         """What b_k is to be rotated by when it is read; None: it is stored rotated."""
         return self._rope
 
-    def for_kernels(self) -> tuple[Array, CacheLayout, dict[str, Any]]:
-        """(rows, layout, options) as the decode functions of pallas_kernels take them.
+    @property
+    def num_heads(self) -> int:
+        """H, of all shares together."""
+        return self._layout.heads
 
-        Raises NotImplementedError where keys have to be rotated as they are read, which no kernel does.
+    @property
+    def key_dim(self) -> int:
+        """D, the features of a query and a key."""
+        return self._layout.dim_k
+
+    @property
+    def head_shards(self) -> int:
+        """S, the shares that the heads are in."""
+        return self._layout.head_shards
+
+    def sharding(self, mesh: Mesh, *, batch: str | None = None, heads: str | None = None) -> "TPACache":
+        """Where each array of this cache lies on a mesh: for jax.device_put, or jit's in_shardings and out_shardings.
+
+        batch, heads: the axis of the mesh over which the sequences, or the heads, are spread; None: they are not. A device
+            then holds and reads its own sequences' factors, A for its own heads alone. Raises InputError where the sequences,
+            or the cache's head_shards, do not divide among the devices of that axis.
         """
-        if self._rope is not None and self._table is None:
-            raise NotImplementedError("a cache that shares B factors before RoPE is decoded by implementation='xla'")
+        for name, axis, size in (("batch", batch, self.batch), ("heads", heads, self.head_shards)):
+            if axis is not None and axis not in mesh.shape:
+                raise InputError(f"{name}={axis!r} is no axis of the mesh, whose axes are {', '.join(mesh.shape)}")
+            if axis is not None and size % mesh.shape[axis]:
+                what = f"{size} sequences" if name == "batch" else f"a cache of head_shards={size}"
+                raise InputError(f"{name}={axis!r}: {what} cannot be spread over {mesh.shape[axis]} devices; take a multiple")
+        place = lambda *spec: NamedSharding(mesh, P(*spec))
+        rows = place(batch, None, *[heads] * (self._rows.ndim == 4), None)
+        return dataclasses.replace(
+            self,
+            _rows=rows,
+            _fixed=jax.tree.map(lambda _: place(), self._fixed),  # a few numbers: everywhere
+            _table=None if self._table is None else place(),
+        )
+
+    def for_kernels(self) -> tuple[Array, CacheLayout, dict[str, Any]]:
+        """(rows, layout, options) as pallas_kernels.flash_tpa.decode takes them."""
         a = None if self._layout.stores_a else (self._fixed.a_k, self._fixed.a_v)
-        return self._rows, self._layout, {"a": a, "b": self._table}
+        rotation = None
+        if self._rope is not None and self._table is None:
+            frequencies = self._rope.frequencies(self._layout.dim_k)
+            rotation = Rotation(tuple(map(float, frequencies)), self._rope.table_dtype)
+        return self._rows, self._layout, {"a": a, "b": self._table, "rotation": rotation}
+
+    def shares(self, query: TPAQuery | Array) -> tuple[tuple[Any, "TPACache"], tuple[Any, "TPACache"]]:
+        """(a query and this cache, in S shares of their heads; the arrays' axes of shares, as jax.vmap takes them)."""
+        first, axis = (query.a, 3) if isinstance(query, TPAQuery) else (query, 2)
+        first = tpa_cache.split_heads(self._layout, first, axis)
+        # where the mesh's axes are Explicit, all shares lie as the cache's do, or else as the query's
+        guide, at = (self._rows, 2) if self._rows.ndim == 4 else (first, axis)
+        place = jax.typeof(guide).sharding.spec[at]
+        first = tpa_cache.place_axis(first, axis, place)
+        query, query_axes = (TPAQuery(first, query.b), TPAQuery(axis, None)) if axis == 3 else (first, axis)
+
+        split = lambda a: tpa_cache.place_axis(jnp.moveaxis(tpa_cache.split_heads(self._layout, a), -2, 0), 0, place)
+        fixed = self._fixed._replace(a_k=jax.tree.map(split, self._fixed.a_k), a_v=jax.tree.map(split, self._fixed.a_v))
+        axes = TPAEntry(*(None if x is None or name[0] == "b" else 0 for name, x in fixed._asdict().items()))
+        build = lambda rows, fixed, table: dataclasses.replace(
+            self, _rows=rows, _fixed=fixed, _table=table, _layout=self._layout.shard
+        )
+        cache_axes = build(2 if self._rows.ndim == 4 else None, axes, None)
+        return (query, build(self._rows, fixed, self._table)), (query_axes, cache_axes)
 
     def append(self, entry: TPAEntry, starts: Int[Array, "B"]) -> "TPACache":
         """Writes the T tokens of entry behind the first starts[b] tokens of each sequence b.
@@ -162,6 +228,11 @@ class TPACache:
         """
         new = tpa_cache.pack(self._layout, *entry)
         return dataclasses.replace(self, _rows=tpa_cache.append(self._rows, new, starts))
+
+
+def _check_head_shards(head_shards: int) -> None:
+    if not isinstance(head_shards, int) or head_shards < 1:
+        raise InputError(f"head_shards must be a whole number from 1 on, got {head_shards!r}")
 
 
 def key_value_factors(stored: TPAEntry, rope: RoPE | None, positions: Int[Array, "B T"]) -> TPAEntry:

@@ -21,6 +21,8 @@ def arguments(kind: str, heads: int = 47, new: int = 1):
         factors |= {name: f[name][0, 0] for name in ("a_k", "a_v")}
     if kind == "non-contextual b":
         factors |= {name: f[name][0, 0] for name in ("b_k", "b_v")} | {"rope": RoPE()}
+    if kind == "shared b":
+        factors |= {"b_v": None, "rope": RoPE()}
     query = TPAQuery(f["a_q"], f["b_q"])
     if kind == "dense query":
         query = jnp.einsum("bnrh,bnrd->bnhd", *query)
@@ -28,7 +30,7 @@ def arguments(kind: str, heads: int = 47, new: int = 1):
 
 
 @pytest.mark.parametrize("implementation", ["mosaic_gpu", "triton", None])
-@pytest.mark.parametrize("kind", ["contextual", "dense query", "non-contextual a", "non-contextual b"])
+@pytest.mark.parametrize("kind", ["contextual", "dense query", "non-contextual a", "non-contextual b", "shared b"])
 @pytest.mark.parametrize("new", [1, 3])
 def test_kernels_are_the_oracle_within_bfloat16(implementation, kind, new):
     if implementation == "mosaic_gpu" and not HOPPER:
@@ -51,6 +53,14 @@ def test_the_fastest_that_takes_the_call_is_chosen():
     assert "custom_call" not in text(*wide, lengths), "no kernel takes float32 caches"
     with pytest.raises(NotImplementedError, match="float32"):
         t6jax.decode(*wide, lengths, implementation="mosaic_gpu")
+
+
+def test_a_length_outside_the_cache_is_taken_as_its_end():
+    query, cache, _ = arguments("contextual", new=3)
+    for implementation in ("mosaic_gpu", "triton", "xla") if HOPPER else ("triton", "xla"):
+        decode = jax.jit(lambda *a, name=implementation: t6jax.decode(*a, implementation=name, return_lse=True))
+        for got, want in zip(decode(query, cache, jnp.array([-5, 701, 2000])), decode(query, cache, jnp.array([0, 700, 700]))):
+            np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
 
 
 def test_appending_and_decoding_is_in_place_and_compiled_once():

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import flash_tpa_mosaic, flash_tpa_triton, tpa_cache
+from pallas_kernels import flash_tpa, tpa_cache
 from pallas_kernels.tpa_cache import CacheLayout
-from tests.pallas_kernels.oracle import make, oracle
+from tests.pallas_kernels.oracle import make, oracle, rotation
 
 GPUS = [device for device in jax.devices() if device.platform == "gpu"]
 HOPPER = bool(GPUS) and getattr(GPUS[0], "compute_capability", "") == "9.0"
@@ -17,9 +17,12 @@ pytestmark = pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")
 hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
 
 
-def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel=flash_tpa_mosaic, **options):
+def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel="mosaic_gpu", **options):
     query, factors, rows, constants = make(layout, lengths, capacity or max(max(lengths), 1), N, R_Q, dtype, **options)
-    decode = jax.jit(functools.partial(kernel.decode, layout=layout, return_lse=True))
+    decode = functools.partial(
+        flash_tpa.decode, layout=layout, kernel=kernel, return_lse=True, rotation=constants.pop("rotation", None)
+    )
+    decode = jax.jit(decode)
     got, lse = decode(query, rows, jnp.asarray(lengths, jnp.int32), **constants)
     again, _ = decode(query, rows, jnp.asarray(lengths, jnp.int32), **constants)
     assert got.dtype == dtype and lse.dtype == jnp.float32
@@ -59,6 +62,15 @@ def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel
         ((47, 2, 2, 64, 64, True, False), dict()),  # non-contextual B
         ((61, 2, 2, 64, 64, True, True, True), dict(R_Q=0)),  # shared B
         ((22, 2, 2, 64, 64, False, True, True), dict()),  # non-contextual A, shared B
+        ((47, 2, 2, 64, 64, True, True, True), dict(turn=rotation(64), N=2)),  # shared B, RoPE on reading
+        ((78, 2, 2, 64, 64, True, True, True), dict(turn=rotation(64), R_Q=0)),
+        ((34, 2, 1, 32, 128), dict(turn=rotation(32, "bfloat16"), dtype=jnp.float16)),
+        ((22, 2, 2, 64, 64, False, True, True), dict(turn=rotation(64), R_Q=0)),
+        ((128, 3, 3, 128, 128, True, True, True), dict(turn=rotation(128))),
+        ((47, 2, 2, 64, 64, True, True, False, 2), dict(N=3)),  # heads in shares
+        ((78, 2, 2, 64, 64, True, True, True, 3), dict(turn=rotation(64))),
+        ((34, 2, 2, 64, 64, False, True, False, 4), dict()),
+        ((47, 2, 2, 64, 64, True, False, False, 2), dict()),
     ],
 )
 def test_matches_algorithm_1_on_ragged_lengths(sizes, options):
@@ -68,6 +80,11 @@ def test_matches_algorithm_1_on_ragged_lengths(sizes, options):
 @hopper
 def test_one_long_sequence_over_the_whole_card():
     check(CacheLayout(32, 1, 1, 64, 64), [70001])
+
+
+@hopper
+def test_keys_far_along_a_sequence_are_turned_by_its_whole_angle():
+    check(CacheLayout(34, 2, 2, 64, 64, True, True, True), [70001, 3], turn=rotation(64), R_Q=0)
 
 
 @hopper
@@ -92,7 +109,7 @@ def test_a_growing_cache_compiles_once_and_takes_appends_in_place():
     query, factors, _, _ = make(layout, [M] * B, M, 1, 0, jnp.bfloat16)
     tokens = tpa_cache.pack(layout, *factors)
     append = jax.jit(tpa_cache.append, donate_argnums=0)
-    decode = jax.jit(functools.partial(flash_tpa_mosaic.decode, layout=layout))
+    decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout))
     rows, lengths = jnp.zeros_like(tokens), jnp.array([0, 100, 200])
     for b, length in enumerate((0, 100, 200)):
         rows = rows.at[b, :length].set(tokens[b, :length])
@@ -113,7 +130,7 @@ def test_vmap_adds_an_axis():
     layout, lengths = CacheLayout(32, 1, 1, 64, 64), [[300, 0], [64, 129]]
     made = [make(layout, x, 300, 1, 6, jnp.bfloat16) for x in lengths]
     stack = lambda i: jax.tree.map(lambda *x: jnp.stack(x), *[m[i] for m in made])
-    decode = functools.partial(flash_tpa_mosaic.decode, layout=layout)
+    decode = functools.partial(flash_tpa.decode, layout=layout)
     got = jax.jit(jax.vmap(decode))(stack(0), stack(2), jnp.asarray(lengths, jnp.int32))
     for x, (query, _, rows, _), some in zip(lengths, made, got):
         one = jax.jit(decode)(query, rows, jnp.asarray(x, jnp.int32))
@@ -130,8 +147,11 @@ def test_vmap_adds_an_axis():
         ((34, 2, 2, 64, 64, False), dict(N=2)),
         ((47, 2, 2, 64, 64, True, False), dict()),
         ((61, 2, 2, 64, 64, True, True, True), dict(R_Q=0, query_scale=40.0)),
+        ((47, 2, 2, 64, 64, True, True, True), dict(turn=rotation(64, "bfloat16"), N=2)),
+        ((22, 3, 3, 32, 32, False, True, True), dict(turn=rotation(32), R_Q=0)),
+        ((47, 2, 2, 64, 64, True, True, False, 2), dict(N=3)),
     ],
 )
 def test_the_triton_kernel_matches_algorithm_1(sizes, options):
     pytest.importorskip("jax_triton")
-    check(CacheLayout(*sizes), [1000, 0, 1, 513, 64, 65], capacity=1003, kernel=flash_tpa_triton, **options)
+    check(CacheLayout(*sizes), [1000, 0, 1, 513, 64, 65], capacity=1003, kernel="triton", **options)

@@ -32,7 +32,19 @@ def oracle(query, factors, lengths, scale):
     return out, lse, bound
 
 
-def make(layout, lengths, capacity, N, R_Q, dtype, query_scale=1.0, equal=False):
+def rotation(dim, dtype="float32"):
+    return tpa_cache.Rotation(tuple(float(np.float32(10000.0) ** np.float32(-2 * i / dim)) for i in range(dim // 2)), dtype)
+
+
+def rotated(b_k, rotation):
+    """Keys [B, M, R_K, D] after RoPE, rounded as the kernels round: angles to float32, keys to their own dtype."""
+    angles = np.arange(b_k.shape[1], dtype=np.float32)[:, None] * np.asarray(rotation.frequencies, np.float32)
+    cos, sin = [np.float64(jnp.asarray(f(np.float64(angles)), rotation.dtype))[:, None] for f in (np.cos, np.sin)]
+    x, y = np.split(np.asarray(b_k, np.float64), 2, axis=-1)
+    return jnp.asarray(np.concatenate([x * cos + y * sin, y * cos - x * sin], axis=-1), b_k.dtype)
+
+
+def make(layout, lengths, capacity, N, R_Q, dtype, query_scale=1.0, equal=False, turn=None):
     B, rng = len(lengths), np.random.default_rng(0)
     normal = lambda *shape, size=1.0: jnp.asarray(size * rng.standard_normal(shape), dtype)
     if R_Q:
@@ -55,5 +67,10 @@ def make(layout, lengths, capacity, N, R_Q, dtype, query_scale=1.0, equal=False)
         factors[1], factors[3] = [jnp.broadcast_to(factors[i][:1], factors[i].shape) for i in (1, 3)]
         constants["b"] = tpa_cache.pack_b(layout, factors[1][0], factors[3][0])
     behind = jnp.arange(capacity) >= jnp.asarray(lengths)[:, None]
-    rows = jnp.where(behind[..., None], jnp.nan, tpa_cache.pack(layout, *factors))  # nothing behind a sequence's end may matter
+    rows = tpa_cache.pack(layout, *factors)
+    rows = jnp.where(
+        behind.reshape(*behind.shape, *[1] * (rows.ndim - 2)), jnp.nan, rows
+    )  # nothing behind a sequence's end may matter
+    if turn:
+        factors[1], constants["rotation"] = rotated(factors[1], turn), turn
     return query, factors, rows, constants

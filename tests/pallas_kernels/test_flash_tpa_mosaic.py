@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import flash_tpa_mosaic
+from pallas_kernels import flash_tpa
 from pallas_kernels.tpa_cache import CacheLayout
+from tests.pallas_kernels.oracle import rotation
 
 
 def lower(layout, batch=3, capacity=200, N=1, R_Q=6, dtype=jnp.bfloat16, lengths=jnp.int32, **options):
@@ -16,13 +17,13 @@ def lower(layout, batch=3, capacity=200, N=1, R_Q=6, dtype=jnp.bfloat16, lengths
         query = (array((batch, N, R_Q, layout.heads), dtype), array((batch, N, R_Q, layout.dim_k), dtype))
     else:
         query = array((batch, N, layout.heads, layout.dim_k), dtype)
-    rows = array((batch, capacity, layout.width), dtype)
+    rows = array((batch, capacity, *layout.row_shape), dtype)
     constants = {}
     if not layout.stores_a:
         constants["a"] = array((layout.rank_k, layout.heads), dtype), array((layout.rank_v, layout.heads), dtype)
     if not layout.stores_b:
         constants["b"] = array((capacity, layout.b_width), dtype)
-    decode = jax.jit(functools.partial(flash_tpa_mosaic.decode, layout=layout, **options))
+    decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout, **options))
     return decode.trace(query, rows, array((batch,), lengths), **constants).lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -39,6 +40,12 @@ def lower(layout, batch=3, capacity=200, N=1, R_Q=6, dtype=jnp.bfloat16, lengths
         ((34, 2, 2, 64, 64, False), dict(N=2)),
         ((34, 2, 2, 64, 64, True, False), {}),
         ((34, 2, 2, 64, 64, True, True, True), {}),
+        ((47, 2, 2, 64, 64, True, True, True), dict(rotation=rotation(64), N=2)),
+        ((34, 2, 1, 32, 128), dict(rotation=rotation(32, "bfloat16"))),
+        ((22, 2, 2, 64, 64, False, True, True), dict(rotation=rotation(64), R_Q=0)),
+        ((128, 3, 3, 128, 128, True, True, True), dict(rotation=rotation(128))),
+        ((47, 2, 2, 64, 64, True, True, False, 2), {}),
+        ((22, 2, 2, 64, 64, False, True, False, 2), {}),
     ],
 )
 def test_lowers_for_cuda(sizes, options):
@@ -60,6 +67,6 @@ def test_says_what_it_does_not_take(sizes, options, reason):
 
 def test_rows_of_another_layout_are_an_error():
     layout = CacheLayout(32, 1, 1, 64, 64)
-    with pytest.raises(ValueError, match="numbers wide"):
+    with pytest.raises(ValueError, match="end in \\[192\\] numbers"):
         query, rows = jnp.zeros((1, 1, 32, 64)), jnp.zeros((1, 8, 100), jnp.bfloat16)
-        flash_tpa_mosaic.decode(query, rows, jnp.zeros((1,), jnp.int32), layout)
+        flash_tpa.decode(query, rows, jnp.zeros((1,), jnp.int32), layout)
