@@ -10,39 +10,30 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
 
 WIDEST_ROW = 16384  # that add_norm's program holds in its registers
 NUMBERS = 2048  # that a program of swiglu_gradient works on
 
 
-def add_norm(
-    x: Float[Array, "N D"], update: Float[Array, "N D"], epsilon: float, *, interpret: bool = False
-) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-    """x + update in x's dtype, and that over the root of its mean square, computed in float32."""
+def add_norm(x, update, epsilon, *, interpret=False):
+    """(x + update, that over the root of its mean square), [N, D] each, of x and update [N, D].
+
+    Both have x's dtype; the norm is computed in float32 from the rounded sum. epsilon is added to the mean square.
+    """
     same = jax.ShapeDtypeStruct(x.shape, x.dtype)
     kernel = functools.partial(_add_norm_kernel, epsilon=epsilon, width=x.shape[1])
     return _by_row(kernel, x.shape, (same, same), "add_norm", interpret)(x, update)
 
 
-def add_norm_gradient(
-    total: Float[Array, "N D"],
-    total_grad: Float[Array, "N D"],
-    normed_grad: Float[Array, "N D"],
-    epsilon: float,
-    *,
-    interpret: bool = False,
-) -> Float[Array, "N D"]:
-    """The gradient of x, and of update, from total = x + update and the gradients of both results."""
+def add_norm_gradient(total, total_grad, normed_grad, epsilon, *, interpret=False):
+    """The gradient of x, which is that of update, [N, D], from total = x + update [N, D] and the gradients of both results."""
     same = jax.ShapeDtypeStruct(total.shape, total.dtype)
     kernel = functools.partial(_add_norm_gradient_kernel, epsilon=epsilon, width=total.shape[1])
     return _by_row(kernel, total.shape, same, "add_norm_gradient", interpret)(total, total_grad, normed_grad)
 
 
-def swiglu_gradient(
-    gate: Float[Array, "N W"], up: Float[Array, "N W"], grad: Float[Array, "N W"], *, interpret: bool = False
-) -> tuple[Float[Array, "N W"], Float[Array, "N W"]]:
-    """The gradients of gate and up from that of silu(gate) * up, computed in float32."""
+def swiglu_gradient(gate, up, grad, *, interpret=False):
+    """The gradients of gate and up [N, W] from that of silu(gate) * up [N, W], computed in float32, in gate's dtype."""
     size = gate.size
     same = jax.ShapeDtypeStruct((size,), gate.dtype)
     call = pl.pallas_call(

@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, DTypeLike, Float, Int
 
 NUMBERS, WARPS = 4096, 8  # of a row that a program works on at a time
 
 
-def cross_entropy_gradient(
-    logits: Float[Array, "N V"], targets: Int[Array, "N"], dtype: DTypeLike, *, interpret: bool = False
-) -> tuple[Float[Array, "N"], Float[Array, "N V"]]:
-    """-log softmax(logits)[target] in nats, float32, and its gradient, softmax(logits) less 1 at the target, in dtype.
+def cross_entropy_gradient(logits, targets, dtype, *, interpret=False):
+    """(losses [N], gradient [N, V]): -log softmax(logits)[target] in nats, and softmax(logits) less 1 at the target.
 
-    logits: float32. targets: 0 .. V-1.
+    logits   [N, V], float32
+    targets  [N], integers 0 .. V-1
+    dtype    the gradient's; the losses are float32
     """
     rows, width = logits.shape
     return pl.pallas_call(

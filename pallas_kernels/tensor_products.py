@@ -8,13 +8,11 @@ Sums over ranks, heads and features are small matrix products on the tensor core
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, DTypeLike, Float
 
 HEADS = 16  # that a program works on at a time
 RANKS = 16  # the least that a matrix product takes
@@ -42,7 +40,7 @@ def head_room(heads: int) -> int:
     return pl.cdiv(heads, HEADS) * HEADS
 
 
-def unsupported(products: Sequence[Product], dtype: DTypeLike) -> str | None:
+def unsupported(products, dtype) -> str | None:
     """Why the kernels do not take these products, or None."""
     if any(p.dim not in DIMS for p in products):
         return f"D must be one of {', '.join(map(str, DIMS))}"
@@ -57,17 +55,11 @@ def unsupported(products: Sequence[Product], dtype: DTypeLike) -> str | None:
     return None
 
 
-def expand(
-    rows: Float[Array, "N W"],
-    cos: Float[Array, "N half_D"],
-    sin: Float[Array, "N half_D"],
-    products: tuple[Product, ...],
-    *,
-    interpret: bool = False,
-) -> list[Float[Array, "N H D"]]:
-    """The dense arrays of each token, in the rows' dtype; sums and RoPE in float32.
+def expand(rows, cos, sin, products, *, interpret=False):
+    """The dense arrays [N, H, D] of N tokens, one for each of a tuple of Products, in the rows' dtype; sums run in float32.
 
-    cos, sin: float32, RoPE's of each token.
+    rows      [N, W], bfloat16 or float16: the factors
+    cos, sin  [N, D/2], float32: RoPE's of each token
     """
     _check(rows, products)
     shapes = [jax.ShapeDtypeStruct((rows.shape[0], p.heads, p.dim), rows.dtype) for p in products]
@@ -75,23 +67,18 @@ def expand(
     return _call(kernel, rows.shape[0], shapes, "tensor_products_expand", interpret)(rows, cos, sin)
 
 
-def contract(
-    rows: Float[Array, "N W"],
-    cos: Float[Array, "N half_D"],
-    sin: Float[Array, "N half_D"],
-    grads: Sequence[Float[Array, "N H D"]],
-    products: tuple[Product, ...],
-    *,
-    interpret: bool = False,
-) -> Float[Array, "N W"]:
-    """The gradient of the rows from the dense arrays' gradients, in the rows' dtype; what no product reads gets zeros."""
+def contract(rows, cos, sin, grads, products, *, interpret=False):
+    """The gradient of the rows [N, W] from the dense arrays' gradients [N, H, D], a list; zeros where no product reads.
+
+    The other arguments are expand's; the result has the rows' dtype.
+    """
     _check(rows, products)
     kernel = functools.partial(_contract_kernel, products=products)
     shape = jax.ShapeDtypeStruct(rows.shape, rows.dtype)
     return _call(kernel, rows.shape[0], shape, "tensor_products_contract", interpret)(rows, cos, sin, *grads)
 
 
-def _check(rows: Array, products: Sequence[Product]) -> None:
+def _check(rows, products):
     reason = unsupported(products, rows.dtype)
     if reason:
         raise NotImplementedError(f"tensor_products: {reason}")

@@ -1,3 +1,7 @@
+import ast
+import pathlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,3 +62,16 @@ def test_append_is_in_place_when_donated():
     rows, new, lengths = jnp.zeros((4, 16, 32), jnp.bfloat16), jnp.ones((4, 1, 32), jnp.bfloat16), jnp.arange(4)
     compiled = jax.jit(tpa_cache.append, donate_argnums=0).lower(rows, new, lengths).compile()
     assert compiled.memory_analysis().alias_size_in_bytes == rows.nbytes
+
+
+def test_the_kernels_import_jax_and_the_standard_library_alone():
+    """jax-triton and triton only inside the functions that need them."""
+    folder = pathlib.Path(tpa_cache.__file__).parent
+    allowed = {"jax", "pallas_kernels", *sys.stdlib_module_names}
+    for path in folder.glob("*.py"):
+        if path.stem == "flash_tpa_triton_kernel":
+            continue  # imported by flash_tpa_triton where it is called
+        tree = ast.parse(path.read_text())
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {(n.module if isinstance(n, ast.ImportFrom) else n.names[0].name).split(".")[0] for n in top}
+        assert names <= allowed, (path.name, names - allowed)
