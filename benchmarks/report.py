@@ -8,7 +8,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "decode_nvidia_h200.json"
+RECORDED = ROOT / "benchmarks" / "results"
 PEERS = ("FlashAttention-3 MHA", "FlashAttention-3 GQA-4", "FlashAttention-3 MQA", "FlashMLA")
 
 
@@ -67,17 +67,41 @@ def decode_cases_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"decode": decode_table, "decode cases": decode_cases_table}
+def evaluation_table(record: dict) -> str:
+    """Requests scored a second, beside the harness's Hugging Face model."""
+    ours, theirs = record["ours"], record["theirs"]
+    compiling = ours["seconds"]["warm_up"] - ours["seconds"]["warm"]
+    earlier = record["earlier_run"]
+    lines = [
+        f"{record['device']}, {record['date']}: {record['request']}, {ours['documents']:,} documents, the peer "
+        f"{theirs['documents']:,}, bfloat16, warm; compiling took {compiling:.0f} s more. The peer's search for a batch size and "
+        f"its start count: in an earlier run, with {earlier['theirs']['documents']:,} documents, it had "
+        f"{earlier['theirs']['requests_per_second']:,.0f}, ours then {earlier['ours']['requests_per_second']:,.0f}.",
+        "",
+        "| | parameters | requests a second |",
+        "|---|---|---|",
+    ]
+    for name, r in (("**T6 XL, TPA**", ours), ("Llama, lm-evaluation-harness's `hf`, batch size auto", theirs)):
+        lines.append(f"| {name} | {r['parameters'] / 1e9:.2f} B | {r['requests_per_second']:,.0f} |")
+    return "\n".join(lines)
+
+
+DECODE, EVALUATION = "decode_nvidia_h200.json", "evaluation_nvidia_h200.json"
+TABLES = {
+    "decode": (decode_table, DECODE),
+    "decode cases": (decode_cases_table, DECODE),
+    "evaluation": (evaluation_table, EVALUATION),
+}
 FILES = ROOT / "README.md", ROOT / "docs" / "flash_tpa.md"
 
 
 def filled(text: str) -> str:
     """A text with its tables as the recorded results have them."""
-    record = json.loads(RESULTS.read_text())
-    for name, table in TABLES.items():
-        begin, end = f"<!-- benchmarks.report: {name} -->\n", "\n<!-- end -->"
-        fill = lambda _, inside=begin, table=table: inside + table(record) + end
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), fill, text, flags=re.S)
+    for name, (table, file) in TABLES.items():
+        record = json.loads((RECORDED / file).read_text())
+        begin, end = f"<!-- benchmarks.report: {name} -->\n", "<!-- end -->"
+        fill = lambda _, inside=begin + table(record) + "\n" + end: inside
+        text = re.sub(re.escape(begin) + ".*?" + end, fill, text, flags=re.S)
     return text
 
 

@@ -86,16 +86,18 @@ def test_an_evaluation_compiles_a_handful_of_programs():
 @pytest.mark.slow
 def test_batches_are_split_over_all_devices():
     code = (
-        "import jax; from tests.evaluation.test_scoring import *; assert jax.device_count() == 4\n"
+        "import jax; from tests.evaluation.test_scoring import *; assert jax.device_count() == 2\n"
         "model = random_model(config('mha')); requests = requests_of_every_kind(); scorer = Scorer(model, batch_tokens=256)\n"
         "check(scorer(requests), requests, Alone(model))\n"
         "text = scorer._program.lower(scorer.params, *([np.zeros((8, 64), np.int32)] * 4),"
-        " *([np.zeros((4, 128), np.int32)] * 2), np.zeros(4, np.int32)).compile().as_text()\n"
-        "assert 's32[2,64]' in text and 'all-' not in text  # two rows a device, and nothing sent\n"
+        " *([np.zeros((2, 256), np.int32)] * 2), np.zeros(2, np.int32)).compile().as_text()\n"
+        "assert 's32[4,64]' in text and 'all-' not in text  # four rows a device, and nothing sent\n"
+        "from tests.evaluation.test_harness import *\n"
+        "check_generations(T6LM.of(model := random_model(config(vocab_size=257, context_length=64)), ByteTokenizer()), model)\n"
     )
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": ".",
     }
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

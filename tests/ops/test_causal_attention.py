@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from t6jax.ops.causal_attention import causal_attention
+from t6jax.ops.causal_attention import Segments, causal_attention
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -27,6 +27,17 @@ def test_causal_attention_is_eq_3_2_within_segments():
     np.testing.assert_allclose(causal_attention(*arrays), reference(q, k, v, causal), rtol=0, atol=bound)
     masked = causal_attention(*arrays, segment_ids=jnp.asarray(segments))
     np.testing.assert_allclose(masked, reference(q, k, v, causal & same), rtol=0, atol=bound)
+
+
+def test_continuations_share_a_context_and_do_not_see_each_other():
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((1, 9, 5, 8)).astype(np.float32) for _ in range(3))
+    own, context = np.array([[1, 1, 1, 2, 2, 3, 3, 4, 5]]), np.array([[1, 1, 1, 1, 1, 1, 1, 4, 4]])
+    seen = np.tril(np.ones((9, 9), bool))
+    seen[5:7, 3:5] = False  # the second continuation does not see the first
+    seen[7:, :7] = False  # nor the second context, with its continuation, anything of the first
+    got = causal_attention(*(jnp.asarray(x) for x in (q, k, v)), segment_ids=Segments(jnp.asarray(own), jnp.asarray(context)))
+    np.testing.assert_allclose(got, reference(q, k, v, seen), rtol=0, atol=64 * EPSILON * np.abs(v).max())
 
 
 def test_heads_share_keys_in_groups_and_values_may_have_another_width():
