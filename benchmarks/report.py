@@ -100,8 +100,8 @@ def filled(text: str) -> str:
     for name, (table, file) in TABLES.items():
         record = json.loads((RECORDED / file).read_text())
         begin, end = f"<!-- benchmarks.report: {name} -->\n", "<!-- end -->"
-        fill = lambda _, inside=begin + table(record) + "\n" + end: inside
-        text = re.sub(re.escape(begin) + ".*?" + end, fill, text, flags=re.S)
+        inside = begin + table(record) + "\n" + end
+        text = re.sub(re.escape(begin) + ".*?" + end, lambda _, inside=inside: inside, text, flags=re.S)
     return text
 
 
