@@ -26,6 +26,7 @@ from t6jax.model import T6
 from t6jax.runs import load_step, locate, read_config
 
 DEFAULT_NEW_TOKENS = 256  # of a generation whose task names no number, as in the harness
+MODEL_ARGS = ("ckpt", "max_length", "add_bos_token", "batch_tokens")
 GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 
 
@@ -50,7 +51,10 @@ class T6LM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: Any,
     ):
+        if unknown:
+            raise InputError(f"model_args has {next(iter(unknown))!r}; t6jax takes {', '.join(MODEL_ARGS)}")
         if ckpt is None:
             raise InputError("the model t6jax needs a checkpoint: give --model_args ckpt=DIR, a run's directory or one step's")
         workdir, _ = locate(str(ckpt))
@@ -178,7 +182,7 @@ class T6LM(TemplateLM):
             )
         options = {"stop_tokens": (self.eot_token_id,), "vocab_size": self._tokens.vocab_size, "max_length": self.max_length}
         if kwargs["do_sample"]:
-            options |= {key: kwargs[key] for key in ("temperature", "top_k", "top_p") if key in kwargs}
+            options |= {"temperature": 1.0} | {key: kwargs[key] for key in ("temperature", "top_k", "top_p") if key in kwargs}
 
         prompts = {i: self.tok_encode(context)[-room:] or [self.eot_token_id] for i, context in contexts.items()}
         order = sorted(prompts, key=lambda i: -len(prompts[i]))

@@ -123,7 +123,7 @@ def test_generation_stops_at_each_ones_own_stop_sequence(lm, model):
 def test_sampling_draws_and_unknown_settings_are_named(lm):
     request = lambda **kwargs: instances("generate_until", ("a", {"until": [], "max_gen_toks": 30} | kwargs))
     greedy_text = lm.generate_until(request(), disable_tqdm=True)
-    assert lm.generate_until(request(do_sample=True, temperature=1.0, top_k=50, top_p=0.95), disable_tqdm=True) != greedy_text
+    assert lm.generate_until(request(do_sample=True, top_k=50, top_p=0.95), disable_tqdm=True) != greedy_text
     with pytest.raises(InputError, match="generation_kwargs has 'num_beams'; t6jax takes until, max_gen_toks"):
         lm.generate_until(request(num_beams=2))
     with pytest.raises(InputError, match="max_gen_toks=64 leaves no room for a context in the model's window of 64 tokens"):
@@ -166,6 +166,10 @@ def test_kept_answers_are_not_asked_for_again(lm, task_folder, tmp_path, monkeyp
 def test_what_it_cannot_do_is_named(lm):
     with pytest.raises(InputError, match=r"the model t6jax needs a checkpoint: give --model_args ckpt=DIR"):
         T6LM()
+    with pytest.raises(
+        InputError, match="model_args has 'pretrained'; t6jax takes ckpt, max_length, add_bos_token, batch_tokens"
+    ):
+        T6LM("runs/mine", pretrained="gpt2")
     with pytest.raises(InputError, match="--apply_chat_template: a t6jax checkpoint has no chat template"):
         simple_evaluate(
             model=lm, tasks=["anything"], apply_chat_template=True, task_manager=_NoTasks(), evaluation_tracker=_Tracker()
