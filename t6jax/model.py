@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
 from t6jax.layers import BATCH_AXES, SwiGLU, parameter, split_batch, uniform
+from t6jax.ops.causal_attention import Segments
 from t6jax.ops.cross_entropy import mean_cross_entropy
 from t6jax.ops.precision import accumulator
 from t6jax.ops.residual import add_norm, rms_norm
@@ -108,6 +109,20 @@ class T6(nnx.Module):
         """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece of T at a time."""
         normed, _ = self._forward(tokens, positions, segment_ids)
         return mean_cross_entropy(normed, self.embedding[...], targets, _pieces(*tokens.shape))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | Segments | None = None,
+    ) -> Float[Array, "B T d_model"]:
+        """What the head reads of each token; `logits` of some of them are those of the whole at their places."""
+        return self._forward(tokens, positions, segment_ids)[0]
+
+    def logits(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
+        """Logits of the token that follows each, from what `hidden` gives."""
+        return self._head(x)
 
     def empty_caches(self, batch: int, max_length: int) -> tuple[Cache, ...]:
         """One cache a layer, with room for max_length tokens of each of batch sequences."""

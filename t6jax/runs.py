@@ -93,6 +93,12 @@ def load(ckpt_dir: str | pathlib.Path) -> tuple[T6, ModelConfig]:
 
     Raises InputError where there is none.
     """
+    model, _ = load_step(ckpt_dir)
+    return model, model.config
+
+
+def load_step(ckpt_dir: str | pathlib.Path) -> tuple[T6, int]:
+    """As `load`: the model, and the step whose checkpoint it is from."""
     workdir, steps = locate(ckpt_dir)
     config = ModelConfig.from_dict(read_config(workdir)["model"])
     graph, state = nnx.split(abstract(config))
@@ -105,5 +111,5 @@ def load(ckpt_dir: str | pathlib.Path) -> tuple[T6, ModelConfig]:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, target)
 
-    _, params = restore_newest(workdir, steps, restore)
-    return nnx.merge(graph, params), config
+    step, params = restore_newest(workdir, steps, restore)
+    return nnx.merge(graph, params), step

@@ -1,5 +1,7 @@
 """Attention over whole sequences, for training and prefill."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -7,24 +9,40 @@ from jaxtyping import Array, Bool, Float, Int
 from t6jax.ops.precision import accumulator
 
 
+class Segments(NamedTuple):
+    """Which tokens see each other where several continuations share a context: its tokens have own = context."""
+
+    own: Int[Array, "B T"]
+    context: Int[Array, "B T"]
+
+
+def seen_segments(segment_ids: Int[Array, "B T"] | Segments) -> Bool[Array, "B 1 T T"]:
+    """Which tokens (the last axis) each token sees: those of its own segment and those of its context."""
+    if not isinstance(segment_ids, Segments):
+        segment_ids = Segments(segment_ids, segment_ids)
+    own, context = segment_ids
+    key = own[:, None, None, :]
+    return (own[:, None, :, None] == key) | (context[:, None, :, None] == key)
+
+
 def causal_attention(
     query: Float[Array, "B T H D"],
     key: Float[Array, "B T G D"],
     value: Float[Array, "B T G E"],
     *,
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B T H E"]:
     """Softmax(scale Q K^T) V per head (eq. 3.2), each token seeing itself and what precedes it.
 
     Heads 0 .. H/G - 1 share key and value 0, and so on.
-    segment_ids: tokens see only tokens of their own segment.
+    segment_ids: tokens see only tokens of their own segment; with Segments, of their context's too.
     scale: default 1/sqrt(D).
 
     On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    mask = None if segment_ids is None else (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    mask = None if segment_ids is None else seen_segments(segment_ids)
     half_precision = query.dtype in (jnp.bfloat16, jnp.float16)
     value_dim = value.shape[-1]
     head_dim = max(query.shape[-1], value_dim)

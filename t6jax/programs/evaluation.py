@@ -12,6 +12,8 @@ from t6jax.data.documents import documents
 from t6jax.data.manifest import check_data, read_manifest
 from t6jax.data.shards import find_shards, write_shard
 from t6jax.errors import InputError
+from t6jax.evaluation.bits_per_byte import sliding_windows, total_nats
+from t6jax.evaluation.scoring import Scorer
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
 from t6jax.runs import load, locate, read_config
 
@@ -48,6 +50,29 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
         loss = validation_loss(make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set())
         baseline = entropies(own.sources, config.vocab_size, validation_set()) if own else None
         print(report(loss, baseline, bytes_per_token))
+    return 0
+
+
+def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
+    """Prints nats a token, bits a byte and perplexity of all of a text, or of each text of a folder, by sliding windows."""
+    if not pathlib.Path(path).exists():
+        raise InputError(f"--bpb={path}: there is no such file or folder")
+    workdir, _ = locate(ckpt)
+    model, config = load(ckpt)
+    tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
+    scorer = Scorer(model)
+    stride = max(1, config.context_length // 2) if stride is None else stride
+    if stride > config.context_length:
+        raise InputError(
+            f"--stride={stride} exceeds the model's context_length={config.context_length}: a window would leave text out"
+        )
+    texts = [document.read() for document in documents(path)]
+    encoded = [tokenizer.encode(text) for text in texts]
+    count = sum(map(len, encoded))
+    windows = (w for t in encoded for w in sliding_windows(t.tolist(), tokenizer.document_start, config.context_length, stride))
+    nats = total_nats(scorer, windows, count)
+    print(f"{len(texts)} texts, {sum(map(len, texts)):,} bytes, {count:,} tokens; windows of {config.context_length} by {stride}")
+    print(report(nats / count, None, sum(map(len, texts)) / count))
     return 0
 
 
