@@ -1,19 +1,23 @@
 # make quickstart: train a small T6 on real text, evaluate it, sample from it. make test: lint and tests.
-# Both set themselves up in .venv first, once.
+# Both set themselves up in .venv first, once. make test-torch: the tests that compare with PyTorch, in a .venv-torch of their own.
 
 PYTHON := .venv/bin/python
 RUN := runs/quickstart
 PROMPT := def __init__(self
 
-.PHONY: help setup quickstart test test-gpu lint clean
+.PHONY: help setup quickstart test test-gpu test-torch lint clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
 setup: .venv/installed
 
-.venv/installed: requirements.txt requirements-test.txt scripts/setup.sh
+.venv/installed: requirements.txt requirements-test.txt pyproject.toml scripts/setup.sh
 	@bash scripts/setup.sh .venv
+	@touch $@
+
+.venv-torch/installed: requirements.txt requirements-test.txt requirements-torch.txt pyproject.toml scripts/setup.sh
+	@bash scripts/setup.sh .venv-torch requirements-torch.txt
 	@touch $@
 
 quickstart: .venv/installed
@@ -27,9 +31,12 @@ test: lint
 test-gpu: .venv/installed
 	$(PYTHON) -m pytest tests/gpu
 
+test-torch: .venv-torch/installed
+	JAX_PLATFORMS=cpu .venv-torch/bin/python -m pytest -m torch
+
 lint: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-torch runs

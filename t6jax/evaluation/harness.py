@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,8 @@ class T6LM(TemplateLM):
         batch_tokens: int | None,
     ) -> None:
         super().__init__()
+        # the harness's bootstrap forks, which a process with JAX's threads may not live through
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self._tokens = tokenizer
         self._add_bos_token = add_bos_token
         self._info = info | {"model_dtype": model.config.dtype, "context_length": model.config.context_length}

@@ -122,13 +122,14 @@ def in_rows(groups: Sequence[Group], batch_tokens: int) -> list[list[Row]]:
     One length, the cheapest, unless there is work for another compilation: groups of half the size and less get a length of
     their own where they, and those before them, are WORTH batches of batch_tokens each.
     """
-    worth = WORTH * batch_tokens
-    classes: list[list[Group]] = []
+    worth, classes, totals = WORTH * batch_tokens, [], []
     for group in groups:
-        if not classes or (group.size <= classes[-1][0].size / 2 and sum(g.size for g in classes[-1]) >= worth):
+        if not classes or (group.size <= classes[-1][0].size / 2 and totals[-1] >= worth):
             classes.append([])
+            totals.append(0)
         classes[-1].append(group)
-    if len(classes) > 1 and sum(g.size for g in classes[-1]) < worth:
+        totals[-1] += group.size
+    if len(classes) > 1 and totals[-1] < worth:
         classes[-2:] = [classes[-2] + classes[-1]]
     return [_rows(members) for members in classes]
 
