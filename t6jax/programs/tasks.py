@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from t6jax.errors import InputError
 from t6jax.evaluation.harness import T6LM, refuse_chat_template
-from t6jax.evaluation.paper import COLUMNS, TASK_FOLDERS, Column, TableRow, columns_of, paper_row, row_of, table
+from t6jax.evaluation.paper import COLUMNS, TASK_FOLDERS, Cell, Column, TableRow, columns_of, paper_row, row_of, table
 from t6jax.runs import CHECKPOINTS, locate
 
 EVALUATION = "evaluation"  # the folder in a run's directory
@@ -76,8 +76,7 @@ class LoadedTasks(TaskManager):
             raise InputError(f"--include_path={include_path}: there is no such folder")
         # reading the harness's 14,000 files takes a quarter of a minute: first where the paper's tasks and the user's are
         own = [include_path] if include_path else []
-        papers = [str(HARNESS_TASKS / folder) for folder in TASK_FOLDERS]
-        for paths, whole in ((own, False), (papers + own, False), (own, True)):
+        for paths, whole in ((own, False), (cls.paper_folders() + own, False), (own, True)):
             if not paths and not whole:
                 continue
             manager = cls(include_path=paths, include_defaults=whole)
@@ -91,6 +90,11 @@ class LoadedTasks(TaskManager):
             )
         manager._loaded = manager._load(list(names))
         return manager
+
+    @staticmethod
+    def paper_folders() -> list[str]:
+        """Where the harness keeps the paper's tasks."""
+        return [str(HARNESS_TASKS / folder) for folder in TASK_FOLDERS]
 
     def load(self, task_list: Any) -> Any:
         return self._loaded
@@ -150,6 +154,10 @@ def _identity(workdir: pathlib.Path, step: int) -> str:
     return f"{step}-{(workdir / CHECKPOINTS / str(step)).stat().st_mtime_ns}"
 
 
+def _plain(cell: Cell | None) -> dict[str, float | None] | None:
+    return None if cell is None else dataclasses.asdict(cell)
+
+
 def _write(
     written: pathlib.Path, results: Mapping[str, Any], columns: Sequence[Column], row: TableRow, paper: TableRow | None
 ) -> None:
@@ -163,11 +171,10 @@ def _write(
         "lm_eval": lm_eval.__version__,
         "jax": jax.__version__,
         "device": jax.local_devices()[0].device_kind,
-        "columns": [
-            dataclasses.asdict(column) | dataclasses.asdict(cell) for column, cell in zip(columns, row.cells, strict=True)
-        ],
-        "average": row.average and dataclasses.asdict(row.average),
-        "paper": paper and {"row": paper.label, "scores": [cell.value for cell in paper.cells], "average": paper.average.value},
+        "columns": [dataclasses.asdict(column) | _plain(cell) for column, cell in zip(columns, row.cells, strict=True)],
+        "average": _plain(row.average),
+        "paper": paper
+        and {"row": paper.label, "cells": [_plain(cell) for cell in paper.cells], "average": _plain(paper.average)},
         "harness_results": written.name,
     }
     path = written.with_name(written.name.replace("results_", "table_"))

@@ -83,7 +83,9 @@ def test_a_mixed_evaluation_takes_a_handful_of_lengths(monkeypatch):
     monkeypatch.setattr(packing, "WORTH", 2)
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 50000, n).tolist()
-    requests = [Request(draw(random.integers(1, top)), draw(random.integers(1, 20))) for top in (30, 200, 900) for _ in range(900)]
+    requests = [
+        Request(draw(random.integers(1, top)), draw(random.integers(1, 20))) for top in (30, 200, 900) for _ in range(900)
+    ]
     shapes = lambda: {a.tokens.shape for _, a in packed(requests, 4096, 1)}
     assert 2 <= len(shapes()) <= 6  # one for each halving from 919 to the shortest row, 64, at most
     monkeypatch.undo()
@@ -109,5 +111,7 @@ def test_long_contexts_lose_their_beginning():
 
 @pytest.mark.parametrize("continuation", [[], [1, 2, 3]])
 def test_a_continuation_that_cannot_be_scored_is_named(continuation):
-    with pytest.raises(InputError, match=f"a continuation of {len(continuation)} tokens; it must have at least 1, and fit .* of 2"):
+    with pytest.raises(
+        InputError, match=f"a continuation of {len(continuation)} tokens; it must have at least 1, and fit .* of 2"
+    ):
         truncated(Request([1], continuation), 2)

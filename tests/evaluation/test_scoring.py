@@ -93,6 +93,10 @@ def test_batches_are_split_over_all_devices():
         " *([np.zeros((4, 128), np.int32)] * 2), np.zeros(4, np.int32)).compile().as_text()\n"
         "assert 's32[2,64]' in text and 'all-' not in text  # two rows a device, and nothing sent\n"
     )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": "."}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": ".",
+    }
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -124,10 +124,11 @@ def test_a_bin_without_pytorch_says_what_to_do(checkpoint, monkeypatch):
         read_parameters(checkpoint)
 
 
+@pytest.mark.torch
 class TestBin:
     @pytest.fixture
     def torch(self):
-        return pytest.importorskip("torch", reason="PyTorch is needed only to read .bin")
+        return pytest.importorskip("torch", reason="PyTorch is needed only to read .bin: make test-torch")
 
     @pytest.fixture
     def folder(self, checkpoint):
