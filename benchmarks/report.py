@@ -5,7 +5,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "decode_nvidia_h200.json"
+RECORDED = ROOT / "benchmarks" / "results"
 PEERS = ("FlashAttention-3 MHA", "FlashAttention-3 GQA-4", "FlashAttention-3 MQA", "FlashMLA")
 
 
@@ -42,11 +42,35 @@ def decode_table(record: dict) -> str:
     return "\n".join(lines)
 
 
+def evaluation_table(record: dict) -> str:
+    """Requests scored a second, beside the harness's Hugging Face model."""
+    ours, theirs = record["ours"], record["theirs"]
+    compiling = ours["seconds"]["warm_up"] - ours["seconds"]["warm"]
+    lines = [
+        f"{record['device']}, {record['date']}: {record['request']}, {ours['documents']:,} documents (the peer "
+        f"{theirs['documents']:,}), bfloat16, warm; compiling took another {compiling:.0f} s.",
+        "",
+        "| | parameters | requests a second |",
+        "|---|---|---|",
+    ]
+    for name, r in (("**T6 XL, TPA**", ours), ("Llama, lm-evaluation-harness's `hf`, batch size auto", theirs)):
+        lines.append(f"| {name} | {r['parameters'] / 1e9:.2f} B | {r['requests_per_second']:,.0f} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "decode": (decode_table, "decode_nvidia_h200.json"),
+    "evaluation": (evaluation_table, "evaluation_nvidia_h200.json"),
+}
+
+
 def filled(readme: str) -> str:
-    """The README with its table as the recorded results have it."""
-    table = decode_table(json.loads(RESULTS.read_text()))
-    begin, end = "<!-- benchmarks.report: decode -->\n", "\n<!-- end -->"
-    return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: begin + table + end, readme, flags=re.S)
+    """The README with its tables as the recorded results have them."""
+    for name, (table, file) in TABLES.items():
+        begin, end = f"<!-- benchmarks.report: {name} -->\n", "<!-- end -->"
+        text = table(json.loads((RECORDED / file).read_text()))
+        readme = re.sub(re.escape(begin) + ".*?" + end, lambda _, new=begin + text + "\n" + end: new, readme, flags=re.S)
+    return readme
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import lm_eval
+from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
@@ -21,6 +22,7 @@ from t6jax.evaluation.paper import COLUMNS, TASK_FOLDERS, Cell, Column, TableRow
 from t6jax.runs import CHECKPOINTS, locate
 
 EVALUATION = "evaluation"  # the folder in a run's directory
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # data set "paths" that stand for files of the task's own
 HARNESS_TASKS = pathlib.Path(lm_eval.__file__).parent / "tasks"
 
 
@@ -56,8 +58,8 @@ def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> 
     rows: list[TableRow] = []
     columns: tuple[Column, ...] = ()
     for ckpt in ckpts:
-        results, written = _evaluate(ckpt, tasks, asked, options)
-        columns = columns_of(results, asked)
+        results, written = _evaluate(ckpt, tasks, options)
+        columns = columns_of(results, tasks.names)
         label = f"{ckpt}, step {results['config']['step']}"
         rows.append(row_of(label, results, columns))
         theirs = paper_row(paper, shots, columns) if paper else None
@@ -67,7 +69,12 @@ def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> 
 
 
 class LoadedTasks(TaskManager):
-    """The tasks of an evaluation, whose data is loaded once, before any model, for all checkpoints."""
+    """The tasks of an evaluation, whose data is loaded once, before any model, for all checkpoints.
+
+    names: of the tasks and groups, patterns such as mmlu_* spelled out.
+    """
+
+    names: list[str]
 
     @classmethod
     def of(cls, names: Sequence[str], include_path: str | None) -> "LoadedTasks":
@@ -76,11 +83,13 @@ class LoadedTasks(TaskManager):
             raise InputError(f"--include_path={include_path}: there is no such folder")
         # reading the harness's 14,000 files takes a quarter of a minute: first where the paper's tasks and the user's are
         own = [include_path] if include_path else []
+        pattern = any(character in name for name in names for character in "*?[")
         for paths, whole in ((own, False), (cls.paper_folders() + own, False), (own, True)):
-            if not paths and not whole:
+            if not whole and (pattern or not paths):
                 continue
             manager = cls(include_path=paths, include_defaults=whole)
-            missing = [name for name in names if name not in manager.task_index]
+            found = {name: [name] if pathlib.Path(name).is_file() else manager.match_tasks([name]) for name in names}
+            missing = [name for name in names if not found[name]]
             if not missing:
                 break
         if missing:
@@ -88,7 +97,8 @@ class LoadedTasks(TaskManager):
                 f"--tasks: lm-evaluation-harness has no task {missing[0]!r}; lm_eval ls tasks lists them, and --include_path "
                 "names a folder of your own"
             )
-        manager._loaded = manager._load(list(names))
+        manager.names = list(dict.fromkeys(name for name in names for name in found[name]))
+        manager._loaded = manager._load()
         return manager
 
     @staticmethod
@@ -99,29 +109,34 @@ class LoadedTasks(TaskManager):
     def load(self, task_list: Any) -> Any:
         return self._loaded
 
-    def _load(self, names: list[str]) -> Any:
+    def _load(self) -> Any:
         try:
-            return super().load(names)
-        except OSError as e:  # of the network and of files, whatever the data sets library makes of them
-            sets = sorted({path for name in names for path in self._data_sets(name)})
+            return super().load(self.names)
+        except (OSError, DatasetsError) as e:  # of the network and of files, whatever the data sets library makes of them
+            reason = " ".join(str(e).split())[:200]
+            sets = sorted({path for name in self.names for path in self._data_sets(name)})
+            if not sets:
+                raise InputError(f"the data of {', '.join(self.names)} cannot be read: {reason}") from e
             raise InputError(
-                f"the tasks' data is not all there ({' '.join(str(e).split())[:200]}): they need {', '.join(sets)}, which the "
-                f"harness looks for in {constants.HF_HOME} (HF_HOME) and then on the Hugging Face Hub; connect once, or copy "
-                "that folder from a machine that has run them"
+                f"the tasks' data is not all there ({reason}): they need {', '.join(sets)}, which the harness looks for in "
+                f"{constants.HF_HOME} (HF_HOME) and then on the Hugging Face Hub; connect once, or copy that folder from a "
+                "machine that has run them"
             ) from e
 
     def _data_sets(self, name: str) -> set[str]:
+        """The data sets of the Hub that a task, or what a group holds, is made of."""
         entry = self.task_index.get(name)
         if entry is None:
             return set()
         config = entry.cfg or {}
-        children = config.get("task", []) if "group" in config else list(entry.tags) if not config else []
-        names = [child if isinstance(child, str) else child.get("task", "") for child in children]
+        path = config.get("dataset_path")
+        children = config.get("task", []) if "group" in config else [] if config else entry.tags
+        names = [child if isinstance(child, str) else child.get("task") for child in children]
         below = {path for child in names if child != name for path in self._data_sets(child)}
-        return below | ({str(config["dataset_path"])} if "dataset_path" in config else set())
+        return below | ({str(path)} if path and path not in LOCAL_FORMATS else set())
 
 
-def _evaluate(ckpt: str, tasks: LoadedTasks, asked: Sequence[str], options: Options) -> tuple[dict[str, Any], pathlib.Path]:
+def _evaluate(ckpt: str, tasks: LoadedTasks, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
     """What the harness returned, and the file that it wrote."""
     workdir, _ = locate(ckpt)
     lm = T6LM(ckpt)
@@ -132,7 +147,7 @@ def _evaluate(ckpt: str, tasks: LoadedTasks, asked: Sequence[str], options: Opti
     results = simple_evaluate(
         model=lm,
         model_args={"model": name, "ckpt": ckpt},
-        tasks=list(asked),
+        tasks=tasks.names,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
         use_cache=str(workdir / EVALUATION / f"responses-{_identity(workdir, step)}") if options.use_cache else None,

@@ -99,8 +99,8 @@ def greedy(model, prompt, new_tokens):
     return tokens[len(prompt) :]
 
 
-def test_generation_stops_at_each_ones_own_stop_sequence(lm, model):
-    contexts = ["a", "another context", "c" * 70, "d d"]
+def check_generations(lm, model):
+    contexts = ["a", "another context", "c" * 70, "d d", "the fifth"]
     plain = {"until": [], "max_gen_toks": 10, "do_sample": False}
     texts = lm.generate_until(instances("generate_until", *[(c, plain) for c in contexts]), disable_tqdm=True)
     expected = []
@@ -109,6 +109,11 @@ def test_generation_stops_at_each_ones_own_stop_sequence(lm, model):
         made = made[: made.index(START)] if START in made else made
         expected.append(bytes(t for t in made if t < 256).decode("utf-8", "replace"))
     assert texts == expected
+    return contexts, texts
+
+
+def test_generation_stops_at_each_ones_own_stop_sequence(lm, model):
+    contexts, texts = check_generations(lm, model)
     stop = next(character for text in texts for character in text[2:-1])  # one that comes inside
     stopped = {"until": [stop, "never there"], "max_gen_toks": 10}
     cut = lm.generate_until(instances("generate_until", *[(c, stopped) for c in contexts]), disable_tqdm=True)

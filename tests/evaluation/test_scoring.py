@@ -92,6 +92,8 @@ def test_batches_are_split_over_all_devices():
         "text = scorer._program.lower(scorer.params, *([np.zeros((8, 64), np.int32)] * 4),"
         " *([np.zeros((4, 128), np.int32)] * 2), np.zeros(4, np.int32)).compile().as_text()\n"
         "assert 's32[2,64]' in text and 'all-' not in text  # two rows a device, and nothing sent\n"
+        "from tests.evaluation.test_harness import *\n"
+        "check_generations(T6LM.of(model := random_model(config(vocab_size=257, context_length=64)), ByteTokenizer()), model)\n"
     )
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

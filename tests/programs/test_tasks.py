@@ -1,5 +1,6 @@
 """eval.py --tasks and lm_eval --model t6jax as a user runs them: what they print and write."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -26,7 +27,14 @@ def runs(tmp_path_factory):
 
 
 def test_a_row_for_each_checkpoint_and_the_papers(runs, task_folder, capsys):  # noqa: F811
-    options = Options(["local_choice"], num_fewshot=0, include_path=str(task_folder), limit=6, use_cache=True, log_samples=True)
+    options = Options(
+        [f"{task_folder}/local_choice.yaml"],
+        num_fewshot=0,
+        include_path=str(task_folder),
+        limit=6,
+        use_cache=True,
+        log_samples=True,
+    )
     assert tasks_program(runs, "medium/tpa", options) == 0
     head, first, _, second, _, paper = capsys.readouterr().out.splitlines()
     assert head.split() == ["Method", "local_choice", "acc_norm"]
@@ -98,9 +106,15 @@ def test_without_a_network_the_data_sets_are_named(runs, tmp_path):
     [
         (Options(["local_choice"], apply_chat_template=True), "--apply_chat_template: a t6jax checkpoint has no chat template"),
         (Options(["local_choice"], include_path="nowhere"), "--include_path=nowhere: there is no such folder"),
+        (Options(["local_broken"]), "the data of local_broken cannot be read: .*nowhere.jsonl"),
     ],
 )
-def test_what_cannot_be_is_named_before_the_work(runs, options, message):
+def test_what_cannot_be_is_named_before_the_work(runs, options, message, tmp_path):
+    broken = {"task": "local_broken", "dataset_path": "json", "dataset_kwargs": {"data_files": {"validation": "nowhere.jsonl"}}}
+    (tmp_path / "local_broken.yaml").write_text(
+        json.dumps(broken | {"validation_split": "validation", "output_type": "loglikelihood"})
+    )
+    options = dataclasses.replace(options, include_path=options.include_path or str(tmp_path))
     with pytest.raises(InputError, match=message):
         tasks_program(runs, None, options)
 
