@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
             "steps": 100_000,
             "batch_size": 480,  # sequences a step
             "accumulation_steps": 1,  # micro-batches that a step is taken in
+            "stop_after_not_finite": 10,  # steps in a row whose loss or gradient is not finite; such steps are not applied
+            "profile": "",  # first and last step to trace, as "20:24", into the run's directory, for XProf or TensorBoard
             # t6jax.ModelConfig's keys; attention: the mechanism's name and its own keys
             "model": {
                 "vocab_size": 50304,  # GPT-2's 50257, padded

@@ -1,9 +1,9 @@
 """The training run: prepare or find the data, resume, step, validate, save, report."""
 
+import collections
 import contextlib
 import fcntl
 import itertools
-import math
 import pathlib
 import signal
 import time
@@ -19,10 +19,15 @@ from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
 from t6jax.runs import CONFIG, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
+from t6jax.training.failures import NotFinite, out_of_memory
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
+from t6jax.training.profile import Profile, profiled_steps
 from t6jax.training.settings import check, differences
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer, TrainState
+
+# Steps that the host is ahead of the metrics it looks at, so that the device always has its next steps meanwhile.
+LAG = 2
 
 
 def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Signals | None:
@@ -66,7 +71,7 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
     keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
 
     trainer = Trainer(config, model_config, mesh, document_start)
-    with contextlib.ExitStack() as stack:
+    with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
         checkpoints = stack.enter_context(Checkpoints(workdir, config["checkpoint"]["keep"]))
         restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
@@ -79,12 +84,16 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         validate = lambda params, until: validation_loss(
             loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
         )
-        state, stopped = _Run(config, model_config, trainer, checkpoints, log).steps(start, state, batches, validate)
+        profile = Profile(workdir, profiled_steps(config["profile"]))
+        stack.callback(profile.close)
+        run = _Run(config, model_config, trainer, checkpoints, log, profile)
+        state, stopped = run.steps(start, state, batches, validate)
     if stopped:
         _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
         return stopped
 
-    loss = validate(state.params, ())
+    with out_of_memory(config):
+        loss = validate(state.params, ())
     _say(report(loss, entropies(corpus.sources, model_config.vocab_size, validation_set()), corpus.bytes_per_token))
     return None
 
@@ -99,8 +108,11 @@ class _Run:
         trainer: Trainer,
         checkpoints: Checkpoints,
         log: MetricsLog,
+        profile: Profile,
     ):
         self._config, self._trainer, self._checkpoints, self._log = config, trainer, checkpoints, log
+        self._profile = profile
+        self._not_finite = NotFinite(config["stop_after_not_finite"], config["batch_size"])
         self._tokens_per_step = config["batch_size"] * model_config.context_length
         self._flops_per_token = flops_per_token(model_config, model_config.context_length)
         self._peak = peak_flops()
@@ -117,33 +129,35 @@ class _Run:
             return state, None
         batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
-        # Metrics are read one step late, so that the device always has its next step while the host looks at numbers.
-        pending: tuple[int, dict] | None = None
+        self._saved = start or None
+        pending: collections.deque[tuple[int, Mapping]] = collections.deque()  # steps not looked at yet
         self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
             for step in range(start + 1, total + 1):
                 asked = time.perf_counter()
                 rows = next(batches)
                 self._waited += time.perf_counter() - asked
-                batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows)
-                state, metrics = step_fn(state, batch)
-                if pending:
-                    self._report(*pending)
-                    pending = None
+                self._profile.before(step)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows)
+                    state, metrics = step_fn(state, batch)
+                if self._profile.after(step, metrics):
+                    _say(f"traced steps {self._config['profile']} into {self._profile.folder}")
+                pending.append((step, metrics))
                 due = {name: step % n == 0 for name, n in every.items()}
-                if due["log"] or step == total:
-                    pending = (step, metrics)
-                if due["validation"] or due["checkpoint"] or step == total or caught:
-                    # a state that is not finite must not replace one that is
-                    self._report(step, metrics, log=pending is not None or bool(caught))
-                    pending = None
+                pause = due["validation"] or due["checkpoint"] or step == total or bool(caught)
+                while len(pending) > (0 if pause else LAG):
+                    self._look(*pending.popleft(), last=bool(caught) and not pending)
+                if pause:
                     paused = time.perf_counter()
                     if due["validation"] and not caught:
                         self._validated(step, validate(state.params, caught), caught)
                     # a signal may come at any time before this line, and is obeyed here or a step later
                     stop = bool(caught)
-                    if due["checkpoint"] or step == total or stop:
+                    # amid steps that were not applied, nothing new is there to replace an older checkpoint with
+                    if step == total or stop or (due["checkpoint"] and not self._not_finite.in_a_row):
                         self._checkpoints.save(step, state, batches)
+                        self._saved = step
                     self._clock += time.perf_counter() - paused
                     if stop:
                         return state, caught[0]
@@ -162,15 +176,21 @@ class _Run:
             self._log.write(step, {"val_loss": loss})
             _say(f"step {step}/{self._config['steps']}  validation loss {loss:.4f}")
 
-    def _report(self, step: int, metrics: Mapping, *, log: bool = True) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for that step
-        if not (math.isfinite(values["train_loss"]) and math.isfinite(values["grad_norm"])):
-            raise InputError(
-                f"the loss of step {step} is {values['train_loss']}, its gradient's norm {values['grad_norm']}: lower "
-                "optimizer.learning_rate; what was saved before stays"
+    def _look(self, step: int, metrics: Mapping, *, last: bool) -> None:
+        """Waits for a step's metrics; logs them where they are due, or the step is the last."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if event := self._not_finite.event(step, values):
+            self._log.event(step, event)
+            first, final = event["windows"]
+            _say(
+                f"step {step}: loss {event['train_loss']}, gradient norm {event['grad_norm']}: not applied "
+                f"({event['in_a_row']} in a row; windows {first} to {final} of the data)"
             )
-        if not log:
-            return
+            self._not_finite.stop_at_limit(step, self._saved)
+        elif last or step == self._config["steps"] or step % self._config["log"]["every_steps"] == 0:
+            self._report(step, values)
+
+    def _report(self, step: int, values: dict[str, float]) -> None:
         now, total = time.perf_counter(), self._config["steps"]
         rate = (step - self._counted) / max(now - self._clock, 1e-9)
         values["tokens_per_second"] = rate * self._tokens_per_step

@@ -66,6 +66,12 @@ class MetricsLog:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
+    def event(self, step: int, values: dict[str, str | int]) -> None:
+        """Logs what happened at a step, in metrics.jsonl alone."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step} | values) + "\n")
+            self._file.flush()
+
     def __enter__(self) -> "MetricsLog":
         return self
 

@@ -7,11 +7,13 @@ from typing import Any
 from t6jax.config import ModelConfig
 from t6jax.data.corpus import check_mixture
 from t6jax.errors import InputError
+from t6jax.training.profile import profiled_steps
 from t6jax.training.sharding import BATCH_AXES, make_mesh
 
 # what may change when a run goes on: none of it alters the losses of the steps to come, but for the order of sums
 CHANGEABLE = (
-    *("steps", "accumulation_steps", "log", "checkpoint", "validation", "mesh", "sharding", "model.remat"),
+    *("steps", "accumulation_steps", "stop_after_not_finite", "profile"),
+    *("log", "checkpoint", "validation", "mesh", "sharding", "model.remat"),
     "data.num_workers",
 )
 
@@ -21,7 +23,7 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
 
     plan: the mesh may ask for devices that are not there.
     """
-    for key in ("steps", "batch_size", "accumulation_steps"):
+    for key in ("steps", "batch_size", "accumulation_steps", "stop_after_not_finite"):
         if config[key] < 1:
             raise InputError(f"{key} must be at least 1; got {config[key]}")
     for name in ("log", "validation", "checkpoint"):
@@ -36,6 +38,7 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
             "of the one, or with --config.data.path= the texts of the other"
         )
     check_mixture(config["data"])
+    profiled_steps(config["profile"])
     rows, parts = config["batch_size"], config["accumulation_steps"]
     if rows % parts:
         raise InputError(f"batch_size={rows} must be a multiple of accumulation_steps={parts}")

@@ -96,6 +96,10 @@ class Trainer:
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": self._schedule(state.step),
         }
+        # a step whose numbers are not finite leaves parameters and optimizer as they were; where fuses into their update
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        keep = lambda new, old: jnp.where(finite, new, old)
+        params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def _loss_and_grads(self, params: dict[str, Any], windows: Int[Array, "B T+1"]) -> tuple[Array, dict[str, Any]]:

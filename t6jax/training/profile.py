@@ -1,0 +1,57 @@
+"""A trace of some steps of a run, for XProf or TensorBoard."""
+
+import pathlib
+import re
+
+import jax
+
+from t6jax.errors import InputError
+
+PROFILE = "profile"
+
+
+def profiled_steps(text: str) -> range:
+    """The steps that the config's `profile` names: "20:24", both included, or "20" alone; none for "".
+
+    Raises InputError for anything else.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise InputError(f"profile={text!r} must be the first and the last step to trace, as 20:24; steps count from 1")
+    return range(first, last + 1)
+
+
+class Profile:
+    """Traces the steps it is asked to, into the folder `profile` of a run's directory. Only the first process does."""
+
+    def __init__(self, workdir: pathlib.Path, steps: range):
+        self._folder, self._steps = workdir / PROFILE, steps if jax.process_index() == 0 else range(0)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Begins the trace, where this step is the first."""
+        if step == self._steps.start and self._steps:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, result: object) -> bool:
+        """Ends the trace behind its last step, waiting for the step's result; says whether it did."""
+        if not self._running or step < self._steps[-1]:
+            return False
+        jax.block_until_ready(result)
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Ends the trace, if it is running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the trace is."""
+        return self._folder

@@ -1,0 +1,86 @@
+"""Numbers that are not finite are not applied, lack of memory is a sentence, and a trace of some steps is written."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t6jax import InputError, ModelConfig
+from t6jax.runs import checkpoint_steps
+from t6jax.training import loop
+from t6jax.training.failures import out_of_memory
+from t6jax.training.profile import profiled_steps
+from t6jax.training.sharding import make_mesh
+from t6jax.training.step import Trainer
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Trainer's loss, not a number for the batches of these numbers (counted by the state's step, from 0)."""
+
+    def poison(bad):
+        step, loss_and_grads = Trainer._step, Trainer._loss_and_grads
+
+        def with_poison(self, state, windows):
+            factor = jnp.where(jnp.isin(state.step, jnp.asarray(sorted(bad))), jnp.nan, 1.0)
+            poisoned = lambda *a: jax.tree.map(lambda x: x * factor, loss_and_grads(self, *a))
+            with monkeypatch.context() as m:
+                m.setattr(Trainer, "_loss_and_grads", lambda self, *a: poisoned(*a))
+                return step(self, state, windows)
+
+        monkeypatch.setattr(Trainer, "_step", with_poison)
+
+    return poison
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step(run_config, poisoned):
+    poisoned({1})
+    t = Trainer(run_config, ModelConfig.from_dict(run_config["model"]), make_mesh(run_config["mesh"]))
+    tokens = np.random.default_rng(0).integers(0, 257, (4, 17)).astype(np.int32)
+    host = lambda state: jax.tree.map(np.array, (state.params, state.opt_state))
+    state, _ = t.step(t.create(jax.random.key(0)), tokens)
+    before = host(state)
+    state, metrics = t.step(state, tokens)
+    assert np.isnan(metrics["train_loss"]) and int(state.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, host(state), before)
+    state, metrics = t.step(state, tokens)
+    assert np.isfinite(metrics["train_loss"])
+    assert not np.array_equal(state.params["embedding"], before[0]["embedding"])
+
+
+def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(run_config, poisoned, tmp_path, capsys):
+    poisoned({1, 6, 7, 8, 9})
+    run_config |= {"steps": 12, "stop_after_not_finite": 4, "profile": "2:3"}
+    with pytest.raises(InputError, match=r"not finite in 4 steps in a row, up to step 10: .* the checkpoint of step 4 is kept"):
+        loop.train(run_config, tmp_path)
+    assert checkpoint_steps(tmp_path) == [4], "the one due at step 8 waits"
+    events = [line for line in lines(tmp_path) if "event" in line]
+    want = [(2, [4, 7], 1), (7, [24, 27], 1), (8, [28, 31], 2), (9, [32, 35], 3), (10, [36, 39], 4)]
+    assert [(e["step"], e["windows"], e["in_a_row"]) for e in events] == want
+    losses = [line["step"] for line in lines(tmp_path) if "train_loss" in line and "event" not in line]
+    assert losses == [1, 3, 4, 5, 6]
+    assert "step 2: loss nan, gradient norm nan: not applied (1 in a row; windows 4 to 7" in capsys.readouterr().out
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")  # what XProf and TensorBoard's profile plugin read
+    content = trace.read_bytes()
+    assert b"train" in content and b"step_num" in content
+
+
+def test_out_of_memory_says_what_to_lower(run_config):
+    message = r"does not suffice \(.*\): raise accumulation_steps=1, .*set model.remat=dots or full"
+    with pytest.raises(InputError, match=message), out_of_memory(run_config):
+        jnp.zeros((2**40, 2**10)).block_until_ready()  # 4 PiB: more than any machine's
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory(run_config):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_steps_to_trace():
+    assert (profiled_steps(""), profiled_steps("20:24"), profiled_steps("7")) == (range(0), range(20, 25), range(7, 8))
+    for wrong in ("4:3", "0:3", "3-4", "x"):
+        with pytest.raises(InputError, match="must be the first and the last step to trace"):
+            profiled_steps(wrong)
