@@ -81,9 +81,11 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.1,
                 "clip_norm": 1.0,
             },
-            # devices along each axis; one may be -1, for all that are left
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            # the mesh axis that each named axis of the parameters is split over; "": none
+            # Devices along each axis; one may be -1, for all that are left. data: rows of the batch. fsdp: rows, and what is
+            # stored of the parameters. tensor: heads, the SwiGLU's width, the vocabulary. sequence: tokens of each sequence.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
+            # The mesh axes that each named axis of the parameters is split over: "", one, or several as "fsdp,sequence". Over
+            # tensor, vocab, mlp, heads and kv_heads are split while the model runs too; all else is gathered a layer at a time.
             "sharding": {
                 "d_model": "fsdp",
                 "vocab": "tensor",

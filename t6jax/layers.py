@@ -5,10 +5,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 from t6jax.ops.swiglu import swiglu
+from t6jax.parallel import sum_over
 
 
 def parameter(value: Array, *axes: str | None) -> nnx.Param:
@@ -26,28 +26,10 @@ def uniform(key: Array, bound: float, shape: tuple[int, ...], dtype: DTypeLike) 
 # columns that a GPU's matrix products work on at a time
 TILE = 128
 
-# the mesh axes that the rows of a batch are split over
-BATCH_AXES = ("data", "fsdp")
-
-
-def split_batch(x: Float[Array, "B *rest"]) -> Float[Array, "B *rest"]:
-    """Keeps the rows of x split over the batch's axes of the mesh that is being compiled for, if there is one.
-
-    Without it the compiler, seeing parameters split over fsdp, may split features instead and send activations around.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
-
 
 def worth_copying_weights(x: Float[Array, "*batch d_model"]) -> bool:
-    """Whether a copy of weights, padded or put side by side, pays for itself by a faster product with x: with many tokens.
-
-    Not where a mesh splits weights over its tensor axis: what would lie side by side is on different devices.
-    """
-    return math.prod(x.shape[:-1]) >= x.shape[-1] and jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1
+    """Whether a copy of weights, padded or put side by side, pays for itself by a faster product with x: with many tokens."""
+    return math.prod(x.shape[:-1]) >= x.shape[-1]
 
 
 def pad_columns(w: Float[Array, "n_in n_out"]) -> Float[Array, "n_in padded"]:
@@ -74,4 +56,4 @@ class SwiGLU(nnx.Module):
         if worth_copying_weights(x):
             # not joined: their gradients would have to be
             w_1, w_2, w_3 = pad_columns(w_1), pad_columns(w_2), pad_columns(w_3.T).T
-        return swiglu(x @ w_1, x @ w_2) @ w_3
+        return sum_over(self.w_3, "mlp", swiglu(x @ w_1, x @ w_2) @ w_3)

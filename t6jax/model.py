@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from t6jax import parallel
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
-from t6jax.layers import BATCH_AXES, SwiGLU, parameter, split_batch, uniform
+from t6jax.layers import SwiGLU, parameter, uniform
 from t6jax.ops.causal_attention import Segments
-from t6jax.ops.cross_entropy import mean_cross_entropy
+from t6jax.ops.cross_entropy import Part, cross_entropy, mean_cross_entropy, part_cross_entropy
 from t6jax.ops.precision import accumulator
 from t6jax.ops.residual import add_norm, rms_norm
 from t6jax.ops.rope import RoPE
@@ -42,10 +43,10 @@ class Block(nnx.Module):
         update: what the layer before adds to x. Returns x after attention, what this block's MLP adds to that, and the
         tokens' cache entries: each sum is taken together with the norm that reads it.
         """
-        x, normed = add_norm(split_batch(x), update)
+        x, normed = add_norm(x, update)
         update, entry = self.attention(normed, positions, segment_ids)
         x, normed = add_norm(x, update)
-        return split_batch(x), self.mlp(normed), entry
+        return x, self.mlp(normed), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]
@@ -62,8 +63,10 @@ def _attention_output(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention_output
+    "dots": parallel.and_sums(
+        jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention_output
+        )
     ),
     "full": None,
 }
@@ -108,7 +111,20 @@ class T6(nnx.Module):
     ) -> Float[Array, ""]:
         """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece of T at a time."""
         normed, _ = self._forward(tokens, positions, segment_ids)
-        return mean_cross_entropy(normed, self.embedding[...], targets, _pieces(*tokens.shape))
+        return mean_cross_entropy(normed, parallel.used(self.embedding), targets, _pieces(*tokens.shape), self._part())
+
+    def nats(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T"]:
+        """The cross-entropy of each target, in nats, float32."""
+        logits = self(tokens, positions=positions, segment_ids=segment_ids)
+        part = self._part()
+        return cross_entropy(logits, targets) if part is None else part_cross_entropy(logits, targets, part)[0]
 
     def hidden(
         self,
@@ -186,29 +202,36 @@ class T6(nnx.Module):
         graph, state = nnx.split(self.blocks)
 
         def run(carry, layer):
-            x, update, entry = nnx.merge(graph, layer)(*carry, positions, segment_ids)
+            # one layer's parameters at a time come from the devices that store them
+            block = nnx.merge(graph, parallel.used_layer(layer, self.config.dtype))
+            x, update, entry = block(*carry, positions, segment_ids)
             return (x, update), entry
 
-        if self.config.remat != "none":
+        if self.config.remat != "none" or parallel.is_gathered(state):
+            keep_all = parallel.keeps_activations(*tokens.shape)
+            policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
             # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat], prevent_cse=self.config.unroll)
+            run = jax.checkpoint(run, policy=policy, prevent_cse=self.config.unroll)
         carry, stacked = jax.lax.scan(run, (x, update), state, unroll=self.config.unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
-        # gathered first: the gradient of a frequent token is then a sum in the parameters' dtype
-        return self.embedding[...][tokens].astype(self.config.dtype)
+        return parallel.look_up(self.embedding, tokens, self.config.dtype)
 
     def _head(self, normed: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
-        table = self.embedding[...].astype(self.config.dtype)
+        """Logits; of this device's part of the vocabulary, where devices split it."""
+        table = parallel.used(self.embedding, self.config.dtype)
         return jnp.einsum("btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype))
+
+    def _part(self) -> Part | None:
+        """Which part of the vocabulary this device has."""
+        axis = parallel.split_axis(self.embedding, "vocab")
+        return axis and Part(axis, self.config.vocab_size)
 
 
 def _pieces(batch: int, tokens: int) -> int:
-    """How many pieces of the sequence the loss is taken in: of at least PIECE tokens a device, the last piece like the others."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-    return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / devices / PIECE)))))
+    """How many pieces of the sequence the loss is taken in: of at least PIECE tokens, the last piece like the others."""
+    return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / PIECE)))))
 
 
 def _layer(stacked: Any, i: int) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from t6jax import parallel
 from t6jax.errors import InputError
 from t6jax.layers import parameter, uniform
 from t6jax.ops.residual import rms_norm
@@ -51,6 +52,11 @@ class AttentionConfig(abc.ABC):
         for key in keys:
             if getattr(self, key) not in allowed:
                 raise InputError(f"attention.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+
+    @property
+    def mixes_heads(self) -> bool:
+        """Whether a head's numbers depend on another head's, so that devices cannot split the heads."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -121,7 +127,11 @@ class Attention(nnx.Module):
     def attend(
         self, query: Any, entry: Any, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
     ) -> Float[Array, "B T H E"]:
-        """Causal attention of a whole sequence over itself."""
+        """Causal attention of a whole sequence over itself.
+
+        entry, positions and segment_ids are of the whole sequence; where devices split it, query is of this device's tokens
+        (t6jax.parallel.own_tokens), and heads are this device's.
+        """
         raise NotImplementedError
 
     def decode(self, query: Any, cache: Cache, lengths: Int[Array, "B"]) -> Float[Array, "B N H E"]:
@@ -147,14 +157,16 @@ class Attention(nnx.Module):
         """Concat(head_1, ..., head_h) W^O (eq. 3.3), the heads normed first where the config says so."""
         if self.config.head_norm:
             heads = rms_norm(heads, HEAD_NORM_EPSILON, self.head_norm[...])
-        return jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o))
+        return parallel.sum_over(self.w_o, "heads", jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o)))
 
     def __call__(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T d_model"], Any]:
         """The layer over whole sequences: its output, and the cache entries of the tokens (for prefill)."""
         query, entry = self.project(x, positions)
-        return self.output(self.attend(query, entry, positions, segment_ids)), entry
+        # along a sequence split over devices the cache entries travel, not keys and values
+        whole = parallel.whole_sequence((entry, positions, segment_ids))
+        return self.output(self.attend(query, *whole)), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]

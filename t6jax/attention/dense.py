@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from t6jax import parallel
 from t6jax.attention.base import Attention, AttentionConfig, Start
 from t6jax.ops.causal_attention import causal_attention
 from t6jax.ops.decode_dense import decode_dense
@@ -26,7 +27,8 @@ class Dense(Attention):
     def __init__(self, config: "DenseConfig", d_model: int, start: Start, **options: Any):
         super().__init__(config, d_model, start, **options)
         shape = (d_model, config.groups, config.head_dim)
-        self.w_k, self.w_v = (start.linear(shape, "d_model", "kv_heads", "head_dim") for _ in range(2))
+        axis = "heads" if config.groups == config.num_heads else "kv_heads"
+        self.w_k, self.w_v = (start.linear(shape, "d_model", axis, "head_dim") for _ in range(2))
         self.new_query(start)
 
     def new_query(self, start: Start) -> None:
@@ -45,7 +47,14 @@ class Dense(Attention):
     def attend(
         self, query: Array, entry: KeysValues, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
     ) -> Float[Array, "B T H D"]:
-        return causal_attention(query, entry.k, entry.v, segment_ids=segment_ids)
+        k, v = entry
+        c = self.config
+        if 1 < k.shape[2] == c.groups < c.num_heads and parallel.split_axis(self.w_o, "heads"):
+            # some of the heads, all of the groups: each head takes its own
+            head = parallel.first_index(self.w_o, "heads") + jnp.arange(query.shape[2])
+            group = jnp.minimum(head * c.groups // c.num_heads, c.groups - 1)
+            k, v = k[:, :, group], v[:, :, group]
+        return causal_attention(query, k, v, segment_ids=segment_ids)
 
     def decode(self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
         return decode_dense(query, cache.tokens.k, cache.tokens.v, lengths)

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.tensor_products import Product, head_room
+from t6jax import parallel
 from t6jax.attention.base import Attention, AttentionConfig, Start
 from t6jax.errors import InputError
 from t6jax.layers import pad_columns, worth_copying_weights
@@ -74,6 +75,10 @@ class FactoredConfig(AttentionConfig):
             raise InputError(
                 f"attention.rank_v must equal attention.rank_k with shared_kv_b; got rank_k={self.rank_k}, rank_v={self.rank_v}"
             )
+
+    @property
+    def mixes_heads(self) -> bool:
+        return any(getattr(self, field.name) == "softmax" for field in self.activations())
 
     @property
     def b_dim(self) -> int:
@@ -211,7 +216,7 @@ class Factored(Attention):
     def __call__(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T d_model"], Any]:
-        if not self.config.linear or not worth_copying_weights(x):
+        if not self.config.linear or not worth_copying_weights(x) or parallel.sequence_parts() > 1:
             return super().__call__(x, positions, segment_ids)
         rows, products = self.joined_factors(x)
         cos, sin = self.rope.tables(positions, self.config.head_dim)

@@ -44,8 +44,10 @@ def validation_loss(
     sharding: jax.sharding.Sharding | None = None,
 ) -> float:
     """Mean loss in nats a token over the batches, whose rows lie on the devices as `sharding` says."""
+    # every process has all rows, and puts those of its own devices there
+    put = lambda x: x if sharding is None else jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
     # looked at when all are launched, so that the device need not wait for the host; summed in float64
-    sums = [loss_sums(params, *jax.device_put(batch, sharding)) for batch in batches]
+    sums = [loss_sums(params, *map(put, batch)) for batch in batches]
     nats, tokens = np.asarray(jax.device_get(sums), np.float64).reshape(-1, 2).sum(axis=0)
     return float(nats / tokens) if tokens else math.nan
 

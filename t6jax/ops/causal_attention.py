@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from t6jax import parallel
 from t6jax.ops.precision import accumulator
 
 
@@ -16,12 +17,16 @@ class Segments(NamedTuple):
     context: Int[Array, "B T"]
 
 
-def seen_segments(segment_ids: Int[Array, "B T"] | Segments) -> Bool[Array, "B 1 T T"]:
-    """Which tokens (the last axis) each token sees: those of its own segment and those of its context."""
-    if not isinstance(segment_ids, Segments):
-        segment_ids = Segments(segment_ids, segment_ids)
-    own, context = segment_ids
-    key = own[:, None, None, :]
+def seen_segments(
+    segment_ids: Int[Array, "B S"] | Segments, queries: Int[Array, "B T"] | Segments | None = None
+) -> Bool[Array, "B 1 T S"]:
+    """Which tokens (the last axis) each token sees: those of its own segment and those of its context.
+
+    queries: of the tokens that look, default all.
+    """
+    queries = segment_ids if queries is None else queries
+    own, context = queries if isinstance(queries, Segments) else (queries, queries)
+    key = (segment_ids.own if isinstance(segment_ids, Segments) else segment_ids)[:, None, None, :]
     return (own[:, None, :, None] == key) | (context[:, None, :, None] == key)
 
 
@@ -40,28 +45,59 @@ def causal_attention(
     scale: default 1/sqrt(D).
 
     On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax.
+    Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if parallel.sequence_parts() > 1:
+        return _of_own_tokens(query, key, value, segment_ids, scale)
     mask = None if segment_ids is None else seen_segments(segment_ids)
+    return _attention(query, key, value, mask, scale, causal=True)
+
+
+def _of_own_tokens(
+    query: Array, key: Array, value: Array, segment_ids: Array | Segments | None, scale: float
+) -> Float[Array, "B T H E"]:
+    """Each chunk over what it may look back at: the earlier one at no more than the first half of the sequence.
+
+    Shapes must be the same on all devices: over s devices (2s chunks) s + 2s products of chunks are computed, of which 2s
+    are seen.
+    """
+    length = query.shape[1] // 2
+    out = []
+    for part, number, keys in zip(
+        jnp.split(query, 2, axis=1), parallel.own_chunks(), (key.shape[1] // 2, key.shape[1]), strict=True
+    ):
+        place = number * length + jnp.arange(length)
+        mask = (place[:, None] >= jnp.arange(keys))[None, None]
+        if segment_ids is not None:
+            own = jax.tree.map(lambda x, n=number: jax.lax.dynamic_slice_in_dim(x, n * length, length, axis=1), segment_ids)
+            mask = mask & seen_segments(jax.tree.map(lambda x, n=keys: x[:, :n], segment_ids), own)
+        out.append(_attention(part, key[:, :keys], value[:, :keys], mask, scale, causal=False))
+    return jnp.concatenate(out, axis=1)
+
+
+def _attention(query: Array, key: Array, value: Array, mask: Array | None, scale: float, *, causal: bool) -> Array:
     half_precision = query.dtype in (jnp.bfloat16, jnp.float16)
     value_dim = value.shape[-1]
     head_dim = max(query.shape[-1], value_dim)
-    # cuDNN wants an even length where a mask is given, and head widths that are multiples of 8 up to 128
-    odd = mask is not None and query.shape[1] % 2
+    # cuDNN wants even lengths where a mask is given, and head widths that are multiples of 8 up to 128
+    odd = mask is not None and (query.shape[1] % 2 or key.shape[1] % 2)
     if jax.default_backend() != "gpu" or not half_precision or odd or head_dim % 8 or head_dim > 128:
-        return _plain(query, key, value, mask, scale)
+        return _plain(query, key, value, mask, scale, causal)
     # and one width for all: zeros add nothing to the scores, and are cut from the output
     query, key, value = (jnp.pad(x, ((0, 0),) * 3 + ((0, head_dim - x.shape[-1]),)) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, scale=scale, implementation="cudnn")
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
     return out[..., :value_dim]
 
 
-def _plain(query: Array, key: Array, value: Array, mask: Bool[Array, "B 1 T T"] | None, scale: float) -> Array:
+def _plain(
+    query: Array, key: Array, value: Array, mask: Bool[Array, "#B 1 T S"] | None, scale: float, causal: bool
+) -> Float[Array, "B T H E"]:
     (batch, tokens, heads, dim), groups = query.shape, key.shape[2]
     grouped = query.reshape(batch, tokens, groups, heads // groups, dim)
     wide = accumulator(query.dtype)
     logits = jnp.einsum("btgqd,bsgd->bgqts", grouped, key, preferred_element_type=wide) * scale
-    seen = jnp.tril(jnp.ones((tokens, tokens), bool))
+    seen = jnp.tril(jnp.ones((tokens, key.shape[1]), bool)) if causal else True
     if mask is not None:
         seen = seen & mask[:, :, None]
     p = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(value.dtype)

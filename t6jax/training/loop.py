@@ -16,7 +16,7 @@ from t6jax.config import ModelConfig
 from t6jax.data.batches import Batches, training_batches, validation_batches
 from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
-from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
+from t6jax.evaluation.validation import entropies, report, validation_loss
 from t6jax.runs import CONFIG, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
 from t6jax.training.failures import NotFinite, out_of_memory
@@ -80,9 +80,8 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         _say(f"{model_config.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
         if restored:
             _say(f"resumed from step {start}")
-        loss_sums = make_loss_sums(trainer.graph, document_start)
         validate = lambda params, until: validation_loss(
-            loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
+            trainer.loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
         )
         profile = Profile(workdir, profiled_steps(config["profile"]))
         stack.callback(profile.close)

@@ -7,8 +7,9 @@ from typing import Any
 from t6jax.config import ModelConfig
 from t6jax.data.corpus import check_mixture
 from t6jax.errors import InputError
+from t6jax.parallel import BATCH_AXES
 from t6jax.training.profile import profiled_steps
-from t6jax.training.sharding import BATCH_AXES, make_mesh
+from t6jax.training.sharding import make_mesh, parse_rules
 
 # what may change when a run goes on: none of it alters the losses of the steps to come, but for the order of sums
 CHANGEABLE = (
@@ -56,6 +57,12 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
         raise InputError(
             f"validation.batch_size={config['validation']['batch_size']} must be a multiple of mesh.data x mesh.fsdp = {split}"
         )
+    chunks = 2 * mesh.shape["sequence"]
+    if chunks > 2 and config["model"]["context_length"] % chunks:
+        raise InputError(
+            f"model.context_length={config['model']['context_length']} must be a multiple of 2 x mesh.sequence = {chunks}"
+        )
+    parse_rules(config["sharding"])
     return ModelConfig.from_dict(config["model"])
 
 

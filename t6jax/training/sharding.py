@@ -9,9 +9,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t6jax.errors import InputError
-from t6jax.layers import BATCH_AXES
-
-MESH_AXES = ("data", "fsdp", "tensor")
+from t6jax.parallel import BATCH_AXES, MESH_AXES, Placement, place
 
 
 def make_mesh(config: Mapping[str, int], *, plan: bool = False) -> Mesh | AbstractMesh:
@@ -36,29 +34,42 @@ def make_mesh(config: Mapping[str, int], *, plan: bool = False) -> Mesh | Abstra
     return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types)
 
 
-def parameter_shardings(state: nnx.State, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None]) -> dict[str, Any]:
-    """A NamedSharding for each parameter, as a pure dict: its named axes by the rules, stacked layer axes not split.
+def parse_rules(rules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Name of a parameter's axis -> mesh axes, from the config's "", "fsdp" or "fsdp,sequence".
 
-    rules: name of a parameter's axis -> mesh axis or "". An axis that the mesh axis does not divide is not split; nor is a
-    second axis of one parameter over the same mesh axis.
+    Raises InputError for what is no mesh axis.
     """
+    parsed = {name: tuple(axis.strip() for axis in text.split(",") if axis.strip()) for name, text in rules.items()}
+    for name, axes in parsed.items():
+        if not set(axes) <= set(MESH_AXES) or len(set(axes)) < len(axes):
+            raise InputError(
+                f"sharding.{name} must be '' or of {', '.join(MESH_AXES)}, several with commas between; got {rules[name]!r}"
+            )
+    return parsed
 
-    def one(variable: nnx.Variable) -> NamedSharding:
-        shape = variable.get_value().shape
+
+def placements(
+    model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Mapping[str, str], whole: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The Placement of each parameter of a model, as a pure dict.
+
+    whole: names of axes that are not split while they are used.
+    """
+    parsed, sizes = parse_rules(rules), dict(mesh.shape)
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
         names = variable.get_metadata()["axes"]
-        names = (None,) * (len(shape) - len(names)) + tuple(names)
-        spec: list[str | None] = []
-        for name, size in zip(names, shape, strict=True):
-            axis = rules.get(name) if name else None
-            usable = axis and axis not in spec and size % mesh.shape[axis] == 0
-            spec.append(axis if usable else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        shape = variable.get_value().shape
+        return variable.replace(place(names, shape[len(shape) - len(names) :], sizes, parsed, whole))
 
-    for name, axis in rules.items():
-        if axis and axis not in MESH_AXES:
-            raise InputError(f"sharding.{name} must be one of {', '.join(MESH_AXES)} or ''; got {axis!r}")
     is_variable = lambda x: isinstance(x, nnx.Variable)
-    return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(one(v)), state, is_leaf=is_variable))
+    return nnx.to_pure_dict(jax.tree.map(one, nnx.state(model), is_leaf=is_variable))
+
+
+def spec(placement: Placement, ndim: int) -> PartitionSpec:
+    """How a stored parameter of so many axes is split; an axis of layers in front is not."""
+    one_or_more = lambda axes: None if not axes else axes[0] if len(axes) == 1 else axes
+    return PartitionSpec(*(None,) * (ndim - len(placement.shape)), *map(one_or_more, placement.stored))
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

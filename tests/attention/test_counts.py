@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from configs import common
-from t6jax.training.sharding import parameter_shardings
+from t6jax.parallel import MESH_AXES
+from t6jax.training.sharding import placements
 from tests.attention.cases import CASES, D_MODEL, build
 
 
@@ -62,13 +63,12 @@ def test_the_cache_has_the_computations_dtype(config):
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
 def test_every_parameters_axes_have_a_sharding_rule(config):
     rules = common.get_config().sharding.to_dict()
-    mesh = jax.sharding.AbstractMesh((1, 1, config.num_heads), ("data", "fsdp", "tensor"))
-    state = nnx.state(build(config))
-    shardings = parameter_shardings(state, mesh, rules)
-    for variable in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        assert set(variable.get_metadata()["axes"]) <= set(rules)
-    assert shardings["w_o"].spec[0] == "tensor"
-    for name, sharding in shardings.items():
-        axes = state[name].get_metadata()["axes"]
-        if "heads" in axes:
-            assert sharding.spec[axes.index("heads")] == "tensor"
+    module = build(config)
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, config.num_heads), MESH_AXES)
+    placed = placements(module, mesh, rules)
+    for name, placement in placed.items():
+        assert set(placement.names) <= set(rules)
+        if "heads" in placement.names and config.num_heads > 1:
+            assert placement.axis("heads") == "tensor"
+            assert placement.stored[placement.names.index("heads")] == ("tensor",), name
+    assert placed["w_o"].names[0] == "heads"

@@ -20,3 +20,9 @@ def test_rows_that_do_not_divide_over_the_mesh_are_named(run_config, validation_
         check(run_config, plan=True)
     run_config["validation"]["batch_size"], run_config["mesh"] = 4, run_config["mesh"] | {"data": 2, "fsdp": 1}
     check(run_config, plan=True)
+
+
+def test_a_sequence_that_does_not_split_into_two_chunks_a_device_is_named(run_config):
+    run_config["mesh"] |= {"data": 1, "sequence": 3}
+    with pytest.raises(InputError, match=r"model.context_length=16 must be a multiple of 2 x mesh.sequence = 6"):
+        check(run_config, plan=True)

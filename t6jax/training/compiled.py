@@ -1,0 +1,76 @@
+"""What a compiled program sends between devices and keeps on each, read from the text that XLA gives of it."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+import jax
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "s4": 4, "u4": 4}  # of others, the number in the name
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALL = re.compile(r"(?:to_apply|calls|body|condition)=(%?[\w.\-]+)|branch_computations=\{(.*?)\}")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    """kind: one of KINDS. shapes: (dtype, shape) of its results on one device. times: that it runs in one run of the program."""
+
+    kind: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    times: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the results, once."""
+        return sum(math.prod(shape) * _bits(dtype) // 8 for dtype, shape in self.shapes)
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
+    """The collectives of a compiled program, those inside loops with the loops' trip counts."""
+    found, calls, entry = defaultdict(list), defaultdict(list), None
+    name = ""
+    for line in compiled.as_text().splitlines():
+        if start := _COMPUTATION.match(line):
+            name = start[2]
+            entry = name if start[1] else entry
+            continue
+        trips = int(found_trips[1]) if (found_trips := _TRIPS.search(line)) else 1
+        for called in _CALL.finditer(line):
+            calls[name] += [(callee.strip().lstrip("%"), trips) for callee in (called[1] or called[2]).split(",")]
+        if match := _COLLECTIVE.search(line):
+            shapes = [(dtype, _shape(dims)) for dtype, dims in _ARRAY.findall(match[1])]
+            # an asynchronous one lists what goes in before what comes out, but for all-reduce
+            if match[3] and match[2] != "all-reduce":
+                shapes = shapes[len(shapes) // 2 :]
+            found[name].append((match[2], tuple(shapes)))
+    times: Counter[str] = Counter()
+
+    def visit(computation: str, n: int) -> None:
+        times[computation] += n
+        for callee, trips in calls[computation]:
+            visit(callee, n * trips)
+
+    visit(entry, 1)
+    return [Collective(kind, shapes, times[c]) for c, all_of_c in found.items() for kind, shapes in all_of_c if times[c]]
+
+
+def totals(found: list[Collective]) -> dict[str, tuple[int, int]]:
+    """kind -> (how many run, bytes of all their results on one device)."""
+    sums: dict[str, tuple[int, int]] = {}
+    for c in found:
+        count, size = sums.get(c.kind, (0, 0))
+        sums[c.kind] = (count + c.times, size + c.times * c.bytes)
+    return dict(sorted(sums.items()))
+
+
+def _shape(dims: str) -> tuple[int, ...]:
+    return tuple(int(d) for d in dims.split(",") if d)
+
+
+def _bits(dtype: str) -> int:
+    return BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])

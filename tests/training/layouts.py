@@ -1,0 +1,102 @@
+"""Trains tiny models over 8 virtual CPU devices in several layouts and prints what was seen, for test_layouts.py.
+
+usage: python tests/training/layouts.py [all], in the repository's root; all: every mechanism in every layout
+"""
+
+import json
+import os
+import sys
+
+# unoptimized code: the compiler's time is most of this program's
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from configs import common
+from t6jax.config import ModelConfig
+from t6jax.parallel import MESH_AXES
+from t6jax.training.compiled import collectives
+from t6jax.training.step import Trainer
+
+STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 61
+LAYOUTS = {
+    "one": {"data": 1},
+    "data 8": {"data": 8},
+    "fsdp 8": {"data": 1, "fsdp": 8},
+    "tensor 4 x data 2": {"data": 2, "tensor": 4},
+    "fsdp 2 x tensor 2 x sequence 2": {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+}
+# heads, SwiGLU's width (85) and vocabulary (61) divide by nothing
+MECHANISMS = {
+    "tpa": {"num_heads": 5, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
+    "tpa_kvonly": {"num_heads": 5, "head_dim": 8},
+    "mha": {"num_heads": 5, "head_dim": 8},
+    "mla": {"num_heads": 5, "head_dim": 8, "kv_rank": 12, "q_rank": 20, "rope_dim": 4},
+    "gqa": {"num_heads": 9, "head_dim": 8, "num_kv_heads": 3},  # heads are split, and their groups are not
+}
+# (mechanism, layout, document masking, accumulation steps): what every test run looks at
+MIXED = "fsdp 2 x tensor 2 x sequence 2"
+CASES = [
+    *(("tpa", layout, False, 1) for layout in LAYOUTS),
+    *((name, layout, False, 1) for name in ("tpa_kvonly", "mha", "mla") for layout in ("one", MIXED)),
+]
+ALL = [
+    *((name, layout, False, 1) for name in MECHANISMS for layout in LAYOUTS),
+    *(("tpa", layout, True, 2) for layout in ("one", MIXED)),
+]
+
+
+def trainer(mechanism: str, layout: str, masked: bool, parts: int) -> Trainer:
+    config = common.get_config()
+    config.update(batch_size=ROWS, accumulation_steps=parts)
+    config.model.update(vocab_size=VOCABULARY, num_layers=2, d_model=32, context_length=LENGTH, dtype="float32")
+    config.model.attention = common.attention(mechanism, **MECHANISMS[mechanism])
+    config.optimizer.update(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=STEPS)
+    config.mesh.update(LAYOUTS[layout])
+    config = config.to_dict()
+    sizes = [config["mesh"][axis] for axis in MESH_AXES]
+    mesh = Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), MESH_AXES)
+    return Trainer(config, ModelConfig.from_dict(config["model"]), mesh, document_start=3 if masked else None)
+
+
+def batches() -> list[np.ndarray]:
+    """Rows that count on from their first token, with some noise: there is something to learn."""
+    draw = np.random.default_rng(0)
+    counting = lambda: (draw.integers(0, VOCABULARY, (ROWS, 1)) + np.arange(LENGTH + 1)) % VOCABULARY
+    noise = lambda x: np.where(draw.random(x.shape) < 0.3, draw.integers(0, VOCABULARY, x.shape), x).astype(np.int32)
+    return [noise(counting()) for _ in range(STEPS)]
+
+
+def run(case: tuple, states: dict) -> dict:
+    t = trainer(*case)
+    name = case[0]
+    if name not in states:  # the start is the same for all; made once
+        states[name] = jax.tree.map(np.asarray, t.create(jax.random.key(0)).params)
+    params = jax.tree.map(jax.device_put, states[name], t.shardings.params)
+    zeros = lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s)
+    rest = jax.tree.map(zeros, t.abstract_state.opt_state, t.shardings.opt_state)
+    key = jax.device_put(jax.random.key(0), t.shardings.key)
+    state = type(t.abstract_state)(zeros(t.abstract_state.step, t.shardings.step), params, rest, key)
+    rows = [jax.device_put(x, t.batch_sharding) for x in batches()]
+    compiled = t.step.lower(state, rows[0]).compile()
+    memory, losses = compiled.memory_analysis(), []
+    for batch in rows:
+        state, metrics = compiled(state, batch)
+        losses.append(float(metrics["train_loss"]))
+    return {
+        "case": case,
+        "losses": losses,
+        "collectives": [(c.kind, c.shapes, c.times) for c in collectives(compiled)],
+        "arguments": memory.argument_size_in_bytes,
+        "stacked": [list(x.shape) for x in jax.tree.leaves(t.abstract_state.params["blocks"])],
+    }
+
+
+if __name__ == "__main__":
+    starts: dict = {}
+    for case in ALL if "all" in sys.argv else CASES:
+        print(json.dumps(run(case, starts)), flush=True)

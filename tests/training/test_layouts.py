@@ -1,0 +1,91 @@
+"""Over several devices: every layout gives one device's losses, and sends no more than it says."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, process_options
+
+MIXED = "fsdp 2 x tensor 2 x sequence 2"
+
+
+def measured(*arguments: str) -> list[dict]:
+    options = process_options()
+    options["env"] |= {"PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "tests/training/layouts.py", *arguments]
+    done = subprocess.run(run, **options, check=True, stdout=subprocess.PIPE)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_one_devices_losses(runs: list[dict]) -> None:
+    # Sums are taken in another order. A step's loss is off by a few epsilon (6e-8) of sums of 32 to 256 terms; Adam's
+    # division turns a gradient's relative error into one of its step, at most 1e-2 of a weight, which 20 steps add up.
+    single = {(r["case"][0], *r["case"][2:]): r["losses"] for r in runs if r["case"][1] == "one"}
+    for r in runs:
+        want = single[(r["case"][0], *r["case"][2:])]
+        assert len(want) == 20 and want[-1] < want[0] - 0.5
+        np.testing.assert_allclose(r["losses"], want, rtol=1e-5, err_msg=str(r["case"]))
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict]:
+    return measured()
+
+
+def of(runs: list[dict], layout: str) -> dict:
+    return next(r for r in runs if r["case"][:2] == ["tpa", layout])
+
+
+@pytest.mark.slow
+def test_layouts_give_one_devices_losses(runs):
+    assert len(runs) == 11
+    assert_one_devices_losses(runs)
+
+
+@pytest.mark.exhaustive
+def test_every_mechanism_in_every_layout_gives_one_devices_losses():
+    assert_one_devices_losses(measured("all"))
+
+
+@pytest.mark.slow
+def test_no_stack_of_parameters_and_no_full_logits_are_gathered(runs):
+    for r in runs:
+        stacks = [sorted(shape) for shape in r["stacked"]]
+        for kind, shapes, _ in r["collectives"]:
+            for _, shape in shapes:
+                if kind in ("all-gather", "all-to-all"):
+                    assert sorted(shape) not in stacks, (r["case"], kind, shape)
+                # the vocabulary, filled up or not, with rows and tokens
+                assert not (len(shape) > 2 and {61, 62} & set(shape)), (r["case"], kind, shape)
+
+
+@pytest.mark.slow
+def test_over_data_gradients_are_summed_once_a_step(runs):
+    (sums,) = of(runs, "data 8")["collectives"]
+    assert sums[0] == "all-reduce" and sums[2] == 1
+    parameters = 61 * 32 + sum(math.prod(shape) for shape in of(runs, "data 8")["stacked"])
+    assert sum(math.prod(shape) for _, shape in sums[1]) == parameters + 1  # and the loss
+
+
+@pytest.mark.slow
+def test_over_fsdp_a_device_stores_its_share_and_a_layer_is_gathered_at_a_time(runs):
+    one, fsdp = of(runs, "one"), of(runs, "fsdp 8")
+    batch = 16 * 17 * 4
+    assert fsdp["arguments"] - batch // 8 == pytest.approx((one["arguments"] - batch) / 8, rel=0.01)
+    layers = sum(math.prod(shape) for shape in one["stacked"])
+    size = lambda kind: sum(n * math.prod(s) for k, shapes, n in fsdp["collectives"] if k == kind for _, s in shapes)
+    # each layer for the forward pass and again for the backward pass; the embedding for its two uses, and again
+    assert size("all-gather") <= 2 * layers + 4 * 61 * 32
+    assert size("reduce-scatter") == (layers + 2 * 61 * 32) / 8
+    assert not [c for c in fsdp["collectives"] if c[0] in ("all-to-all", "collective-permute")]
+
+
+@pytest.mark.slow
+def test_along_the_sequence_factors_travel_and_keys_and_values_do_not(runs):
+    gathered = [tuple(s) for kind, shapes, _ in of(runs, MIXED)["collectives"] if kind == "all-gather" for _, s in shapes]
+    of_tokens = {shape for shape in gathered if len(shape) == 5}  # [B, devices, tokens of each, R, heads or features]
+    assert of_tokens == {(8, 2, 8, 2, 3), (8, 2, 8, 2, 8), (8, 2, 8, 1, 3), (8, 2, 8, 1, 8)}
