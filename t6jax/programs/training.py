@@ -6,11 +6,21 @@ from ml_collections import ConfigDict
 
 from t6jax.errors import InputError
 from t6jax.training.loop import train
+from t6jax.training.processes import start
 from t6jax.training.summary import summary
 
 
-def train_program(config: ConfigDict, config_file: str, workdir: str | None, dry_run: bool) -> int:
-    """Trains, or prints what a run would be."""
+def train_program(
+    config: ConfigDict,
+    config_file: str,
+    workdir: str | None,
+    dry_run: bool,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    dead_after: int = 60,
+) -> int:
+    """Trains, or prints what a run would be; the last four as t6jax.training.processes.start takes them."""
     try:
         values = config.to_dict()
     except OSError as e:  # ml_collections holds back the error of a missing file until the config is used
@@ -18,6 +28,7 @@ def train_program(config: ConfigDict, config_file: str, workdir: str | None, dry
     if dry_run:
         print(summary(values))
         return 0
+    start(coordinator, num_processes, process_id, dead_after)
     workdir = workdir or pathlib.Path("runs", pathlib.Path(config_file.split(":")[0]).stem)
     stopped = train(values, workdir)
     return 128 + stopped if stopped else 0  # as the shell has it, so that what follows `train.py &&` does not run

@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 
 from t6jax.data.batches import Batches
 from t6jax.runs import BATCHES, CHECKPOINTS, PARAMETERS, TRAINING, checkpoint_steps, restore_newest
+from t6jax.training import processes
 from t6jax.training.step import TrainState
 
 
@@ -50,15 +51,19 @@ class Checkpoints:
                 TRAINING: ocp.args.StandardRestore(_rest(abstract)),
                 BATCHES: ocp.args.JsonRestore(),
             }
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = processes.all_succeed(lambda: self._manager.restore(step, args=ocp.args.Composite(**args)))
             batches.set_state(restored[BATCHES])
             return TrainState(params=restored[PARAMETERS], **restored[TRAINING])
 
         found, state = restore_newest(self._workdir, steps, restore)
         folder = self._workdir / CHECKPOINTS
-        for step in steps[: steps.index(found)]:
-            names = (folder / f"{step}.unreadable{n}" for n in ("", *(f".{i}" for i in range(2, 1000))))
-            (folder / str(step)).rename(next(name for name in names if not name.exists()))
+
+        def set_aside() -> None:
+            for step in steps[: steps.index(found)]:
+                names = (folder / f"{step}.unreadable{n}" for n in ("", *(f".{i}" for i in range(2, 1000))))
+                (folder / str(step)).rename(next(name for name in names if not name.exists()))
+
+        processes.first_does("set aside", set_aside)
         self._manager.reload()
         return found, state
 

@@ -18,12 +18,14 @@ from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, report, validation_loss
 from t6jax.runs import CONFIG, read_config, write_config
+from t6jax.training import processes
 from t6jax.training.checkpoints import Checkpoints
 from t6jax.training.failures import NotFinite, out_of_memory
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
+from t6jax.training.processes import Stop
 from t6jax.training.profile import Profile, profiled_steps
 from t6jax.training.settings import check, differences
-from t6jax.training.sharding import make_mesh
+from t6jax.training.sharding import batch_sharding, make_mesh
 from t6jax.training.step import Trainer, TrainState
 
 # Steps that the host is ahead of the metrics it looks at, so that the device always has its next steps meanwhile.
@@ -37,24 +39,31 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Sign
     Raises InputError for what the user can put right.
     """
     workdir = pathlib.Path(workdir)
-    with _alone(workdir):
-        return _train(config, workdir)
+    with _alone(workdir) if processes.is_first() else contextlib.nullcontext():
+        stopped = _train(config, workdir)
+        processes.wait("end")
+        return stopped
 
 
 def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals | None:
     model_config = check(config)
-    if jax.process_count() > 1:
-        raise InputError("training runs in one process, with all the devices it sees; this one is one of several")
     mesh = make_mesh(config["mesh"])
-    if (workdir / CONFIG).exists():
-        _refuse_another_config(config, workdir)
-    prepare_missing(workdir, config["data"], _say)
+
+    def prepare() -> None:
+        if (workdir / CONFIG).exists():
+            _refuse_another_config(config, workdir)
+        prepare_missing(workdir, config["data"], _say)
+
+    processes.first_does("prepare", prepare)
     corpus = load_corpus(workdir, config["data"], model_config.vocab_size)
     document_start = corpus.document_start if config["data"]["document_masking"] else None
     windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
+    part, parts = processes.data_part(batch_sharding(mesh), (config["batch_size"], model_config.context_length + 1))
     batches = training_batches(
         corpus.sources,
         batch_size=config["batch_size"],
+        process_index=part,
+        process_count=parts,
         seed=config["seed"],
         with_replacement=config["data"]["with_replacement"],
         num_workers=config["data"]["num_workers"],
@@ -67,9 +76,12 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         **windows,
     )
     validation_set()  # finds what is wrong with the validation data before anything is trained
-    write_config(workdir, config)
-    keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
 
+    def write() -> None:
+        write_config(workdir, config)
+        keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
+
+    processes.first_does("write", write)
     trainer = Trainer(config, model_config, mesh, document_start)
     with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
@@ -86,14 +98,16 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         profile = Profile(workdir, profiled_steps(config["profile"]))
         stack.callback(profile.close)
         run = _Run(config, model_config, trainer, checkpoints, log, profile)
-        state, stopped = run.steps(start, state, batches, validate)
+        with processes.loss_of_others():
+            state, stopped = run.steps(start, state, batches, validate)
     if stopped:
         _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
         return stopped
 
-    with out_of_memory(config):
+    with processes.loss_of_others(), out_of_memory(config):
         loss = validate(state.params, ())
-    _say(report(loss, entropies(corpus.sources, model_config.vocab_size, validation_set()), corpus.bytes_per_token))
+    if processes.is_first():
+        _say(report(loss, entropies(corpus.sources, model_config.vocab_size, validation_set()), corpus.bytes_per_token))
     return None
 
 
@@ -112,6 +126,7 @@ class _Run:
         self._config, self._trainer, self._checkpoints, self._log = config, trainer, checkpoints, log
         self._profile = profile
         self._not_finite = NotFinite(config["stop_after_not_finite"], config["batch_size"])
+        self._batch_shape = (config["batch_size"], model_config.context_length + 1)
         self._tokens_per_step = config["batch_size"] * model_config.context_length
         self._flops_per_token = flops_per_token(model_config, model_config.context_length)
         self._peak = peak_flops()
@@ -129,43 +144,45 @@ class _Run:
         batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
         self._saved = start or None
-        pending: collections.deque[tuple[int, Mapping]] = collections.deque()  # steps not looked at yet
+        pending: collections.deque[tuple] = collections.deque()  # (step, metrics, answer to `stop`) not looked at yet
         self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
+            stop = Stop(self._trainer.mesh, caught)
             for step in range(start + 1, total + 1):
                 asked = time.perf_counter()
                 rows = next(batches)
                 self._waited += time.perf_counter() - asked
                 self._profile.before(step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows)
+                    batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows, self._batch_shape)
                     state, metrics = step_fn(state, batch)
                 if self._profile.after(step, metrics):
                     _say(f"traced steps {self._config['profile']} into {self._profile.folder}")
-                pending.append((step, metrics))
+                pending.append((step, metrics, stop.ask()))
                 due = {name: step % n == 0 for name, n in every.items()}
-                pause = due["validation"] or due["checkpoint"] or step == total or bool(caught)
-                while len(pending) > (0 if pause else LAG):
-                    self._look(*pending.popleft(), last=bool(caught) and not pending)
-                if pause:
+                pause = due["validation"] or due["checkpoint"] or step == total
+                while len(pending) > (0 if pause or stop.by else LAG):
+                    number, metrics, answer = pending.popleft()
+                    stop.read(answer)
+                    self._look(number, metrics, last=bool(stop.by) and not pending)
+                if pause or stop.by:
                     paused = time.perf_counter()
-                    if due["validation"] and not caught:
-                        self._validated(step, validate(state.params, caught), caught)
+                    if due["validation"] and not stop.by:
+                        self._validated(step, validate(state.params, stop.at_once), stop.at_once)
                     # a signal may come at any time before this line, and is obeyed here or a step later
-                    stop = bool(caught)
+                    stopped = stop.by
                     # amid steps that were not applied, nothing new is there to replace an older checkpoint with
-                    if step == total or stop or (due["checkpoint"] and not self._not_finite.in_a_row):
+                    if step == total or stopped or (due["checkpoint"] and not self._not_finite.in_a_row):
                         self._checkpoints.save(step, state, batches)
                         self._saved = step
                     self._clock += time.perf_counter() - paused
-                    if stop:
-                        return state, caught[0]
+                    if stopped:
+                        return state, stopped
         return state, None
 
     def _compile(self, state: TrainState) -> Callable:
         began = time.perf_counter()
-        rows, length = self._config["batch_size"], self._tokens_per_step // self._config["batch_size"]
-        batch = jax.ShapeDtypeStruct((rows, length + 1), "int32", sharding=self._trainer.batch_sharding)
+        batch = jax.ShapeDtypeStruct(self._batch_shape, "int32", sharding=self._trainer.batch_sharding)
         compiled = self._trainer.step.lower(state, batch).compile()
         _say(f"compiled the training step in {duration(time.perf_counter() - began)}")
         return compiled
@@ -246,5 +263,5 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
 
 def _say(text: str) -> None:
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(text, flush=True)

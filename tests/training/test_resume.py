@@ -5,9 +5,11 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from t6jax import InputError
@@ -15,12 +17,26 @@ from t6jax.runs import CHECKPOINTS, checkpoint_steps
 from tests.conftest import command, process_options
 
 STEPS = 240
+DEAD_AFTER = 8
 pytestmark = pytest.mark.slow
 
 
-def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
+def start(workdir: pathlib.Path, *flags: str, xla_flags: str = "") -> subprocess.Popen:
     run = command("train.py", "--config=tests/configs/tiny.py", f"--workdir={workdir}", *flags)
-    return subprocess.Popen(run, **process_options(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    options = process_options()
+    options["env"] |= {"XLA_FLAGS": xla_flags}
+    return subprocess.Popen(run, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def start_together(workdir: pathlib.Path, count: int, *flags: str) -> list[subprocess.Popen]:
+    """Several processes of one run, on this machine."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    together = (f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--dead_after={DEAD_AFTER}")
+    # unoptimized code: the compiler's time in each of them is most of the test's
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return [start(workdir, *together, f"--process_id={i}", *flags, xla_flags=quick) for i in range(count)]
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -190,3 +206,30 @@ def test_load_takes_a_run_or_a_step_and_passes_over_what_cannot_be_read(unbroken
         load(workdir)
     with pytest.warns(UserWarning), pytest.raises(InputError, match="no checkpoint in .* can be read"):
         load(workdir / CHECKPOINTS / "240")
+
+
+def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp_path):
+    """Stopped by SIGTERM to one of two, then by the death of one of four; each time on another mesh."""
+    two = start_together(tmp_path, 2, "--config.mesh.data=2")
+    wait_for_step(tmp_path, two[0], 13)
+    two[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in two]
+    assert [process.returncode for process in two] == [128 + signal.SIGTERM] * 2, outputs
+    saved = checkpoint_steps(tmp_path)[0]
+    assert saved >= 13 and f"stopped by SIGTERM and saved at step {saved}" in outputs[0]
+
+    four = start_together(tmp_path, 4, "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    wait_for_step(tmp_path, four[0], 25)
+    four[3].kill()
+    killed = time.monotonic()
+    outputs = [process.communicate(timeout=120)[0] for process in four]
+    # the heartbeat's time, and what the machine takes to end three processes that hold arrays
+    assert time.monotonic() - killed < DEAD_AFTER + 20
+    assert all(process.returncode for process in four)
+    assert f"resumed from step {saved}" in outputs[0]
+    assert "another process of this run has gone" in outputs[0] or "heartbeat timeout" in outputs[0]
+
+    assert "resumed from step " in finish(start(tmp_path, "--config.steps=40"))
+    got, want = losses(tmp_path), losses(unbroken)
+    # sums over devices are taken in another order: see test_layouts
+    np.testing.assert_allclose([got[s] for s in range(1, 41)], [want[s] for s in range(1, 41)], rtol=1e-5)

@@ -1,0 +1,174 @@
+"""T6 over two GPUs: do data 2, fsdp 2 and tensor 2 give one GPU's losses, and how much faster are they?
+
+    python -m benchmarks.scaling [--rows=64] [--steps=20] [--out=benchmarks/results]
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.scaling --tiny --out=/tmp  # to check it on CPU
+
+Every layout trains T6 medium from the same start on the same batches, the real optimizer step included, in this one process,
+on a mesh of the first two GPUs. One GPU takes a step of as many rows in twice the micro-batches, so that each GPU always has
+micro-batches of the same rows. Writes scaling_<gpu>.json, anew behind each layout, and prints a table.
+
+Noise: the losses of one GPU that takes the same step in twice as many micro-batches still, the same sums in another order, are
+measured beside the others. A layout's losses count as one GPU's where they differ by no more than a loss's rounding to
+bfloat16, 2^-8 of it: that is what each token's logits are computed to.
+
+NCCL_NVLS_ENABLE=0 is set: NVLink's multicast is not there on every machine.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from configs import medium_tpa
+from t6jax.config import ModelConfig
+from t6jax.parallel import MESH_AXES
+from t6jax.training.compiled import collectives, totals
+from t6jax.training.metrics import flops_per_token
+from t6jax.training.step import Trainer
+
+LAYOUTS = {
+    "one": {},
+    "data 2": {"data": 2},
+    "fsdp 2": {"fsdp": 2},
+    "tensor 2": {"tensor": 2},
+    "one, other order": {},
+}
+WARM_UP = 3  # steps that are not timed
+
+
+def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
+    config = medium_tpa.get_config()
+    config.batch_size = rows
+    config.optimizer.update(warmup_steps=5, decay_steps=10 * steps)
+    if tiny:
+        config.model.update(num_layers=2, d_model=64, context_length=64, vocab_size=512, dtype="float32")
+        config.model.attention.update(num_heads=7, head_dim=16)
+    # rows of a micro-batch on each device are the same in all layouts; tensor 2 has the same rows on both
+    config.accumulation_steps = {"one": 2, "tensor 2": 2, "one, other order": 4}.get(layout, 1)
+    config.mesh.update({axis: LAYOUTS[layout].get(axis, 1) for axis in MESH_AXES})
+    return config.to_dict()
+
+
+def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndarray]:
+    """Rows that count on from their first token, a third of the tokens replaced: there is something to learn."""
+    draw = np.random.default_rng(0)
+    made = []
+    for _ in range(steps):
+        counting = (draw.integers(0, vocabulary, (rows, 1)) + np.arange(length + 1)) % vocabulary
+        noise = draw.random(counting.shape) < 1 / 3
+        made.append(np.where(noise, draw.integers(0, vocabulary, counting.shape), counting).astype(np.int32))
+    return made
+
+
+def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
+    config = settings(layout, rows, steps, tiny)
+    model = ModelConfig.from_dict(config["model"])
+    sizes = [config["mesh"][axis] for axis in MESH_AXES]
+    devices = int(np.prod(sizes))
+    trainer = Trainer(config, model, Mesh(np.array(jax.devices()[:devices]).reshape(sizes), MESH_AXES))
+    state = trainer.create(jax.random.key(0))
+    windows = [jax.device_put(x, trainer.batch_sharding) for x in batches(rows, model.context_length, model.vocab_size, steps)]
+    began = time.perf_counter()
+    step = trainer.step.lower(state, windows[0]).compile()
+    compiled = time.perf_counter() - began
+    losses = []
+    for number, batch in enumerate(windows):
+        if number == WARM_UP:
+            jax.block_until_ready(losses)
+            began = time.perf_counter()
+        state, metrics = step(state, batch)
+        losses.append(metrics["train_loss"])
+    losses = [float(x) for x in jax.block_until_ready(losses)]
+    rate = rows * model.context_length * (steps - WARM_UP) / (time.perf_counter() - began)
+    memory = step.memory_analysis()
+    return {
+        "layout": layout,
+        "devices": devices,
+        "accumulation_steps": config["accumulation_steps"],
+        "tokens_per_second": rate,
+        "tflops_per_second_a_device": rate * flops_per_token(model, model.context_length) / devices / 1e12,
+        "compile_seconds": compiled,
+        "arguments_bytes_a_device": memory.argument_size_in_bytes,
+        "temporary_bytes_a_device": memory.temp_size_in_bytes,
+        "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in totals(collectives(step)).items()},
+        "losses": losses,
+    }
+
+
+def compared(results: list[dict]) -> list[dict]:
+    """The results, each beside one GPU's."""
+    one = results[0]
+    for r in results[1:]:
+        difference = [abs(a - b) / b for a, b in zip(r["losses"], one["losses"], strict=True)]
+        r["largest_relative_difference_of_losses"] = max(difference)
+        r["within_bfloat16_noise"] = max(difference) <= 2**-8
+        r["of_so_many_times_one"] = r["tokens_per_second"] / (r["devices"] * one["tokens_per_second"])
+    return results
+
+
+def table(record: dict) -> list[str]:
+    lines = [
+        f"{record['device']}, {record['date']}, JAX {record['jax']}",
+        f"{'layout':<18}{'tokens/s':>12}{'of n x one':>12}{'loss diff.':>12}{'compile s':>11}",
+    ]
+    for r in record["results"]:
+        share, difference = r.get("of_so_many_times_one"), r.get("largest_relative_difference_of_losses")
+        lines.append(
+            f"{r['layout']:<18}{r['tokens_per_second']:>12,.0f}{'' if share is None else f'{share:.1%}':>12}"
+            f"{'' if difference is None else f'{difference:.1e}':>12}{r['compile_seconds']:>11.1f}"
+        )
+    return lines
+
+
+def commit() -> str | None:
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=64, help="of a step; a multiple of 4")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--tiny", action="store_true", help="a model of no size, to check this program")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
+    parser.add_argument("--commit", default=commit(), help="of the code that is timed, where there is no git to ask")
+    args = parser.parse_args()
+    if jax.device_count() < 2 or args.rows % 4 or args.steps <= WARM_UP:
+        sys.exit(f"this needs two devices (there are {jax.device_count()}), --rows of a multiple of 4, --steps above {WARM_UP}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "device": jax.devices()[0].device_kind,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "jax": jax.__version__,
+        "command": shlex.join(["python", "-m", "benchmarks.scaling", *sys.argv[1:]]),
+        "commit": args.commit,
+        "environment": {name: os.environ[name] for name in ("NCCL_NVLS_ENABLE", "XLA_FLAGS") if name in os.environ},
+        "model": "tiny" if args.tiny else "medium_tpa",
+        "rows": args.rows,
+        "results": [],
+    }
+    path = args.out / f"scaling_{record['device'].replace(' ', '_').lower()}.json"
+    for layout in LAYOUTS:
+        record["results"] = compared([*record["results"], measure(layout, args.rows, args.steps, args.tiny)])
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.rename(path)
+        print(f"{layout}: done", flush=True)
+    print("\n".join(table(record)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Several processes that train together: how they start, what only the first one does, and what they decide alike."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t6jax.errors import InputError
+
+# how long processes wait for the first one, which may have a corpus to prepare
+LONGEST_PREPARATION = 7 * 24 * 3600
+
+
+def start(coordinator: str | None, processes: int | None, process: int | None, dead_after: int) -> None:
+    """Joins the other processes of a run, where there are any: those named here, or those of Slurm, Open MPI or Kubernetes.
+
+    coordinator: HOST:PORT of the first process. dead_after: seconds without a sign of life until a process counts as dead,
+    which ends all others. To be called before anything that needs a device. Raises InputError where it cannot be.
+    """
+    explicit = [x for x in (coordinator, processes, process) if x is not None]
+    if not explicit and not _launched_together():
+        return
+    if 0 < len(explicit) < 3:
+        raise InputError("give --coordinator, --num_processes and --process_id together, or none where a launcher sets them")
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=dead_after, shutdown_timeout_seconds=dead_after
+        )
+    except (ValueError, RuntimeError) as e:
+        raise InputError(
+            f"this process cannot join the others ({str(e).strip().splitlines()[0]}): give --coordinator=HOST:PORT, "
+            "--num_processes and --process_id"
+        ) from e
+
+
+def _launched_together() -> bool:
+    """Whether a launcher that JAX knows started several processes, this one among them."""
+    number = lambda name: int(os.environ.get(name, 1))
+    slurm = "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ and number("SLURM_NTASKS") > 1
+    kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    return slurm or number("OMPI_COMM_WORLD_SIZE") > 1 or kubernetes
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes, prepares and speaks."""
+    return jax.process_index() == 0
+
+
+def first_does(name: str, action: Callable[[], None]) -> None:
+    """The first process does it, while the others wait; where it raises an InputError, all end."""
+    if jax.process_count() == 1:
+        action()
+        return
+    failed = None
+    if is_first():
+        try:
+            action()
+        except InputError as e:
+            failed = e
+    wait(name)
+    if multihost_utils.broadcast_one_to_all(np.array(failed is not None)):
+        raise failed or InputError("the first process of the run ended: what it says is to be put right")
+
+
+def wait(name: str) -> None:
+    """Until all processes are here. Each name is for one use."""
+    if jax.process_count() > 1:
+        ocp.multihost.get_barrier_sync_fn()(key=f"t6jax {name}", timeout_ms=LONGEST_PREPARATION * 1000)
+
+
+def all_succeed[T](attempt: Callable[[], T]) -> T:
+    """attempt() on every process; raises on all where it raises on one."""
+    if jax.process_count() == 1:
+        return attempt()
+    result = error = None
+    try:
+        result = attempt()
+    except Exception as e:  # whatever it is, the others have to know
+        error = e
+    if multihost_utils.process_allgather(np.array(error is not None)).any():
+        raise error or RuntimeError("another process could not read its part")
+    return result
+
+
+def data_part(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(which, of how many) parts of a batch's rows this process has on its devices; processes may have the same part.
+
+    Raises InputError where the mesh gives processes parts that overlap and are not the same.
+    """
+    rows: dict[int, set[tuple[int, int]]] = {}
+    for device, index in sharding.devices_indices_map(shape).items():
+        rows.setdefault(device.process_index, set()).add(index[0].indices(shape[0])[:2])
+    distinct = sorted({tuple(sorted(blocks)) for blocks in rows.values()})
+    size = lambda blocks: sum(stop - start for start, stop in blocks)
+    if sum(map(size, distinct)) != shape[0] or len(set(map(size, distinct))) > 1:
+        raise InputError("mesh.data x mesh.fsdp must be a multiple of the number of processes, or divide it")
+    return distinct.index(tuple(sorted(rows[jax.process_index()]))), len(distinct)
+
+
+class Stop:
+    """Whether a signal asks the run to stop: at once in one process; in several, at a step that all learn of alike.
+
+    caught: the signals that this process received, a list that grows.
+    """
+
+    def __init__(self, mesh: Mesh, caught: Sequence[signal.Signals]):
+        self._caught, self._agreed = caught, None
+        self._several = jax.process_count() > 1
+        self._flags = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._highest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def ask(self) -> jax.Array | None:
+        """Asks all processes, beside a step; the answer is read when that step's metrics are."""
+        if not self._several:
+            return None
+        own = np.full(jax.local_device_count(), self._caught[0] if self._caught else 0, np.int32)
+        return self._highest(jax.make_array_from_process_local_data(self._flags, own))
+
+    def read(self, answer: jax.Array | None) -> None:
+        """Takes note of an answer."""
+        if answer is not None and (number := int(answer)):
+            self._agreed = signal.Signals(number)
+
+    @property
+    def by(self) -> signal.Signals | None:
+        """The signal to stop at."""
+        if self._several:
+            return self._agreed
+        return self._caught[0] if self._caught else None
+
+    @property
+    def at_once(self) -> Sequence[signal.Signals]:
+        """What cuts a validation short; nothing in several processes, which have to go through it together."""
+        return () if self._several else self._caught
+
+
+@contextlib.contextmanager
+def loss_of_others() -> Iterator[None]:
+    """Ends this process with a sentence where a collective fails because another process has gone.
+
+    Without waiting for anything that it was to do with the others.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(e):
+            raise
+        reason = str(e).strip().splitlines()[0].split(". ")[0][:200]
+        print(
+            f"error: another process of this run has gone ({reason}); the same command on all goes on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
