@@ -242,6 +242,11 @@ def _size(axis: str) -> int:
     return mesh.shape[axis] if axis in mesh.manual_axes else 1
 
 
+def and_sums(policy: Any) -> Any:
+    """A rematerialisation policy that keeps sums over devices besides, in place of what each device had added."""
+    return lambda primitive, *operands, **settings: primitive.name == "psum" or policy(primitive, *operands, **settings)
+
+
 def keeps_activations(rows: int, tokens: int) -> Any:
     """A rematerialisation policy: all that depends on tokens is kept, gathered parameters are gathered again.
 

@@ -1,14 +1,25 @@
-"""What a compiled program sends between devices and keeps on each, read from the text that XLA gives of it."""
+"""What a program sends between devices: as it is written, and as XLA compiled it."""
 
 import math
 import re
 from collections import Counter, defaultdict
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend import core
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "s4": 4, "u4": 4}  # of others, the number in the name
+# JAX's names for them
+PRIMITIVES = {
+    "all_gather": "all-gather",
+    "psum": "all-reduce",
+    "pmax": "all-reduce",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+    "ppermute": "collective-permute",
+}
+BITS = {"token": 0, "pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "s4": 4, "u4": 4}  # of others, the number in the name
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALL = re.compile(r"(?:to_apply|calls|body|condition)=(%?[\w.\-]+)|branch_computations=\{(.*?)\}")
@@ -59,6 +70,33 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
     return [Collective(kind, shapes, times[c]) for c, all_of_c in found.items() for kind, shapes in all_of_c if times[c]]
 
 
+def written(traced: jax.stages.Traced, sizes: Mapping[str, int]) -> dict[tuple[str, tuple[str, ...]], tuple[int, int]]:
+    """(kind, mesh axes) -> (how many collectives run, bytes of all their results on one device), as the program says.
+
+    sizes: of the mesh's axes. Not counted is what XLA adds where arrays are used whole that lie in pieces: in the training step
+    a few sums of single numbers.
+    """
+    sums: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
+    for equation, times in _equations(traced.jaxpr.jaxpr, 1):
+        kind = PRIMITIVES.get(equation.primitive.name)
+        axes = equation.params.get("axes", equation.params.get("axis_name", ())) if kind else ()
+        axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes) if sizes[axis] > 1)
+        if axes:
+            count, size = sums.get((kind, axes), (0, 0))
+            added = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+            sums[kind, axes] = (count + times, size + times * added)
+    return dict(sorted(sums.items()))
+
+
+def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[Any, int]]:
+    for equation in jaxpr.eqns:
+        yield equation, times
+        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, core.ClosedJaxpr)):
+            if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+                yield from _equations(getattr(value, "jaxpr", value), inner)
+
+
 def totals(found: list[Collective]) -> dict[str, tuple[int, int]]:
     """kind -> (how many run, bytes of all their results on one device)."""
     sums: dict[str, tuple[int, int]] = {}
@@ -73,4 +111,4 @@ def _shape(dims: str) -> tuple[int, ...]:
 
 
 def _bits(dtype: str) -> int:
-    return BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+    return BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])

@@ -1,4 +1,4 @@
-"""What a run of a config is and needs, for --dry_run."""
+"""What a run of a config is and needs, for --dry_run, the compiled step included."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from t6jax.training.plan import compile_for
 from t6jax.training.settings import check
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
 
 def summary(config: Mapping[str, Any]) -> str:
-    """What a run of this config is and needs, without building anything big."""
+    """What a run of this config is and needs, without building anything big or the devices it asks for."""
     m = check(config, plan=True)
     mesh = make_mesh(config["mesh"], plan=True)
     trainer = Trainer(config, m, mesh)
@@ -45,11 +46,18 @@ def summary(config: Mapping[str, Any]) -> str:
         f"warm-up {o['warmup_steps']:,} steps, cosine from {o['learning_rate']:g} to {o['min_learning_rate']:g} "
         f"at step {o['decay_steps']:,}",
         "memory a device": " + ".join(f"{name} {b / 2**30:.2f}" for name, b in memory.items())
-        + f" = {sum(memory.values()) / 2**30:.2f} GiB, activations not counted",
+        + f" = {sum(memory.values()) / 2**30:.2f} GiB, and activations",
         "cache a token": f"{cached:,} numbers, {cached * width:,} bytes in {m.dtype}",
-        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        "mesh": ", ".join(f"{axis} {mesh.shape[axis]}" for axis in ("data", "fsdp", "tensor", "sequence"))
         + f" (here: {jax.device_count()} x {jax.devices()[0].device_kind})",
     }
+    plan = compile_for(config | {"mesh": dict(mesh.shape)}, mesh.size)
+    lines["compiled"] = (
+        f"for {mesh.size} virtual CPU device(s) in {plan['seconds']:.0f} s: {plan['temporary'] / 2**30:.2f} GiB a device of "
+        "gradients, activations and scratch; a GPU needs less, where attention's scores are not kept"
+    )
+    sent = [f"{count:,} {kind} over {' x '.join(axes)}, {size / 1e9:.3g} GB" for kind, axes, count, size in plan["collectives"]]
+    lines["sends a step"] = f"\n{'':<17}".join(sent) or "nothing"
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
 
 

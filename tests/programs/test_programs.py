@@ -122,10 +122,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
 
 
 def test_a_dry_run_plans_for_devices_that_are_not_there():
-    plan = lambda fsdp: program("train.py", "--config=configs/xl_tpa.py", "--dry_run", f"--config.mesh.fsdp={fsdp}").stdout
-    memory = lambda text: float(re.search(r"= ([\d.]+) GiB", text)[1])
-    assert "fsdp 8" in plan(8)
-    assert memory(plan(8)) == pytest.approx(memory(plan(1)) / 8, rel=0.01)
+    plan = program("train.py", "--config=configs/xl_tpa.py", "--dry_run", "--config.mesh.fsdp=8").stdout
+    assert "fsdp 8" in plan
+    # parameters, gradients and AdamW's two moments, in float32
+    assert float(re.search(r"= ([\d.]+) GiB", plan)[1]) == pytest.approx(1_555_814_400 * 16 / 8 / 2**30, abs=0.01)
+    assert re.search(r"^compiled +for 8 virtual CPU device\(s\) in \d+ s: [\d.]+ GiB a device", plan, re.M)
+    # each layer's parameters in bfloat16, forward and again backward, in 20 micro-batches; the embedding in both precisions
+    layers, embedding = 1_555_814_400 - 50304 * 1600, 50304 * 1600
+    gathered = 20 * (2 * 2 * layers + (2 + 4) * embedding) / 1e9
+    found = re.search(r"all-gather over fsdp, ([\d.]+) GB", plan)
+    assert float(found[1]) == pytest.approx(gathered, rel=0.01)
 
 
 def test_what_eval_and_generate_cannot_do_is_named(run, tmp_path):

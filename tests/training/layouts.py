@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from configs import common
 from t6jax.config import ModelConfig
 from t6jax.parallel import MESH_AXES
-from t6jax.training.compiled import collectives
+from t6jax.training.compiled import collectives, written
 from t6jax.training.step import Trainer
 
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 61
@@ -82,7 +82,8 @@ def run(case: tuple, states: dict) -> dict:
     key = jax.device_put(jax.random.key(0), t.shardings.key)
     state = type(t.abstract_state)(zeros(t.abstract_state.step, t.shardings.step), params, rest, key)
     rows = [jax.device_put(x, t.batch_sharding) for x in batches()]
-    compiled = t.step.lower(state, rows[0]).compile()
+    traced = t.step.trace(state, rows[0])
+    compiled = traced.lower().compile()
     memory, losses = compiled.memory_analysis(), []
     for batch in rows:
         state, metrics = compiled(state, batch)
@@ -91,6 +92,7 @@ def run(case: tuple, states: dict) -> dict:
         "case": case,
         "losses": losses,
         "collectives": [(c.kind, c.shapes, c.times) for c in collectives(compiled)],
+        "written": [(kind, axes, *numbers) for (kind, axes), numbers in written(traced, t.mesh.shape).items()],
         "arguments": memory.argument_size_in_bytes,
         "stacked": [list(x.shape) for x in jax.tree.leaves(t.abstract_state.params["blocks"])],
     }

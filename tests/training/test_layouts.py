@@ -64,6 +64,23 @@ def test_no_stack_of_parameters_and_no_full_logits_are_gathered(runs):
 
 
 @pytest.mark.slow
+def test_what_is_compiled_sends_what_the_program_says(runs):
+    for r in runs:
+        compiled = {}
+        for kind, shapes, times in r["collectives"]:
+            if sizes := [math.prod(shape) for _, shape in shapes if shape]:  # all but sums of single numbers
+                pieces = len(sizes) if kind == "all-to-all" else 1  # which are results of their own there
+                assert pieces in (1, 2)
+                compiled[kind] = compiled.get(kind, 0) + times * sum(sizes) * 4
+        written = {}
+        for kind, _, _, size in r["written"]:
+            written[kind] = written.get(kind, 0) + size
+        for kind in written | compiled:
+            # XLA merges what is sent twice, as the embedding for its two uses, and never sends more
+            assert 0.8 * written[kind] <= compiled.get(kind, 0) <= written[kind], (r["case"], kind)
+
+
+@pytest.mark.slow
 def test_over_data_gradients_are_summed_once_a_step(runs):
     (sums,) = of(runs, "data 8")["collectives"]
     assert sums[0] == "all-reduce" and sums[2] == 1
