@@ -77,7 +77,7 @@ def written(traced: jax.stages.Traced, sizes: Mapping[str, int]) -> dict[tuple[s
     a few sums of single numbers.
     """
     sums: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
-    for equation, times in _equations(traced.jaxpr.jaxpr, 1):
+    for equation, times in equations(traced):
         kind = PRIMITIVES.get(equation.primitive.name)
         axes = equation.params.get("axes", equation.params.get("axis_name", ())) if kind else ()
         axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes) if sizes[axis] > 1)
@@ -86,6 +86,11 @@ def written(traced: jax.stages.Traced, sizes: Mapping[str, int]) -> dict[tuple[s
             added = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
             sums[kind, axes] = (count + times, size + times * added)
     return dict(sorted(sums.items()))
+
+
+def equations(traced: jax.stages.Traced) -> Iterator[tuple[Any, int]]:
+    """(equation, how often it runs) of a program, those of loops and inner functions behind the loop or call itself."""
+    return _equations(traced.jaxpr.jaxpr, 1)
 
 
 def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[Any, int]]:

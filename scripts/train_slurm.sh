@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Trains over many nodes of 8 GPUs under Slurm, a process a GPU. usage: sbatch --nodes=N scripts/train_slurm.sh CONFIG [flags]
+# Run it from the repository, on storage that all nodes share. Each node stores the whole state in eighths (fsdp), and the nodes
+# share the batch (data): see docs/scaling.md.
+#SBATCH --job-name=t6jax
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --open-mode=append
+#SBATCH --requeue
+# Two minutes before the time is up Slurm sends SIGTERM to every process: they save, and the job queued again goes on.
+#SBATCH --signal=TERM@120
+set -euo pipefail
+config=${1:?usage: sbatch --nodes=N scripts/train_slurm.sh CONFIG [any flag of train.py]}
+shift
+source scripts/gpu_flags.sh
+python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
+# JAX reads Slurm's variables: the first task is the coordinator, and each task takes the GPU of its number in the node.
+# --kill-on-bad-exit: where one process fails, the step ends at once.
+status=0
+srun --kill-on-bad-exit=1 "$python" train.py --config="$config" --config.mesh.data=-1 --config.mesh.fsdp=8 "$@" || status=$?
+# 143 is SIGTERM's: saved, not done
+if [ "$status" = 143 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

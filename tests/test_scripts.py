@@ -1,0 +1,38 @@
+"""The launch scripts: their XLA flags exist in this jaxlib, and they start train.py with the layout they name."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, process_options
+
+
+@pytest.mark.slow
+def test_every_xla_flag_of_the_scripts_exists():
+    code = "import jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])"
+    run = ["bash", "-c", f'source scripts/gpu_flags.sh && "{sys.executable}" -c "{code}"']
+    done = subprocess.run(run, **process_options(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr  # XLA ends a process that gives it a flag it does not know
+    assert "--xla_gpu_enable_latency_hiding_scheduler=true" in done.stdout
+
+
+def test_one_node_splits_parameters_over_its_gpus_and_flags_given_come_last(tmp_path):
+    fake = tmp_path / "python3"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    copy = tmp_path / "copy" / "scripts"
+    copy.mkdir(parents=True)
+    for name in ("train_node.sh", "gpu_flags.sh"):
+        (copy / name).write_text((ROOT / "scripts" / name).read_text())
+    options = process_options()
+    options["env"] |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    run = ["bash", str(copy / "train_node.sh"), "configs/xl_tpa.py", "--config.mesh.fsdp=4"]
+    done = subprocess.run(run, **options, capture_output=True, check=True)
+    want = "train.py --config=configs/xl_tpa.py --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.fsdp=4\n"
+    assert done.stdout == want
+
+
+def test_scripts_are_valid_bash():
+    for path in (ROOT / "scripts").glob("*.sh"):
+        subprocess.run(["bash", "-n", str(path)], check=True)
