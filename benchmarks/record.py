@@ -22,11 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def provenance(module: str, device: str, commit: str | None) -> dict:
     """Device, versions, date, commit and command of this run of a benchmark."""
-    driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True)
     arguments = [a for a in sys.argv[1:] if not a.startswith(("--out", "--commit"))]
     return dict(
         device=device,
-        driver=driver.stdout.split()[0],
+        driver=_driver(),
         jax=jax.__version__,
         jaxlib=jaxlib.__version__,
         date=datetime.date.today().isoformat(),
@@ -40,6 +39,14 @@ def write(folder: pathlib.Path, benchmark: str, record: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = record["device"].replace(" ", "_").lower()
     (folder / f"{benchmark}_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):  # a machine without a GPU, where a benchmark is checked
+        return None
 
 
 def _commit() -> str | None:

@@ -15,12 +15,7 @@ NCCL_NVLS_ENABLE=0 is set: NVLink's multicast is not there on every machine.
 """
 
 import argparse
-import datetime
-import json
 import os
-import pathlib
-import shlex
-import subprocess
 import sys
 import time
 
@@ -30,6 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.record import add_arguments, provenance, write
 from configs import medium_tpa
 from t6jax.config import ModelConfig
 from t6jax.parallel import MESH_AXES
@@ -131,41 +127,27 @@ def table(record: dict) -> list[str]:
     return lines
 
 
-def commit() -> str | None:
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64, help="of a step; a multiple of 4")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tiny", action="store_true", help="a model of no size, to check this program")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
-    parser.add_argument("--commit", default=commit(), help="of the code that is timed, where there is no git to ask")
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), help="these alone, `one` first")
+    add_arguments(parser)
     args = parser.parse_args()
+    if args.layouts[0] != "one":
+        sys.exit("--layouts begins with `one`, which the others are held against")
     if jax.device_count() < 2 or args.rows % 4 or args.steps <= WARM_UP:
         sys.exit(f"this needs two devices (there are {jax.device_count()}), --rows of a multiple of 4, --steps above {WARM_UP}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "device": jax.devices()[0].device_kind,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "jax": jax.__version__,
-        "command": shlex.join(["python", "-m", "benchmarks.scaling", *sys.argv[1:]]),
-        "commit": args.commit,
+    record = provenance("benchmarks.scaling", jax.devices()[0].device_kind, args.commit) | {
         "environment": {name: os.environ[name] for name in ("NCCL_NVLS_ENABLE", "XLA_FLAGS") if name in os.environ},
         "model": "tiny" if args.tiny else "medium_tpa",
         "rows": args.rows,
         "results": [],
     }
-    path = args.out / f"scaling_{record['device'].replace(' ', '_').lower()}.json"
-    for layout in LAYOUTS:
+    for layout in args.layouts:
         record["results"] = compared([*record["results"], measure(layout, args.rows, args.steps, args.tiny)])
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.rename(path)
+        write(args.out, "scaling", record)
         print(f"{layout}: done", flush=True)
     print("\n".join(table(record)))
 

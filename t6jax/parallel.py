@@ -252,7 +252,8 @@ def keeps_activations(rows: int, tokens: int) -> Any:
 
     Known by shape, B and T among an operand's axes or B T first: what is taken for a parameter by mistake is recomputed.
     """
-    lengths = {tokens, tokens * sequence_parts()}
+    parts = sequence_parts()
+    lengths = {tokens, tokens * parts} | ({tokens // 2, tokens * parts // 2} if parts > 1 else set())
 
     def of_tokens(x: Any) -> bool:
         shape = getattr(x, "shape", ())
