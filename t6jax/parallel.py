@@ -87,7 +87,7 @@ def place(
 def used(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     """What this device uses of a parameter, in a dtype (default: its own).
 
-    Gathered in that dtype; the sums of its gradient over devices are taken in the parameter's own.
+    Gathered in that dtype; the sums of its gradient over devices are taken in float32.
     """
     x = variable[...]
     x = x if dtype is None else x.astype(dtype)
@@ -143,7 +143,8 @@ def _gathered(x, axes, k, dtype, own):
 
 
 def _sum_pieces(axes, k, dtype, own, _, g):
-    return (jax.lax.psum_scatter(g.astype(own), axes, scatter_dimension=k, tiled=True),)
+    wide = jnp.promote_types(own, jnp.float32)
+    return (jax.lax.psum_scatter(g.astype(wide), axes, scatter_dimension=k, tiled=True).astype(own),)
 
 
 _gathered.defvjp(lambda x, *static: (_gathered(x, *static), None), _sum_pieces)

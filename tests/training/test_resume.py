@@ -21,22 +21,27 @@ DEAD_AFTER = 8
 pytestmark = pytest.mark.slow
 
 
-def start(workdir: pathlib.Path, *flags: str, xla_flags: str = "") -> subprocess.Popen:
+def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
     run = command("train.py", "--config=tests/configs/tiny.py", f"--workdir={workdir}", *flags)
     options = process_options()
-    options["env"] |= {"XLA_FLAGS": xla_flags}
+    options["env"] |= environment
     return subprocess.Popen(run, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def start_together(workdir: pathlib.Path, count: int, *flags: str) -> list[subprocess.Popen]:
-    """Several processes of one run, on this machine."""
+def start_together(workdir: pathlib.Path, count: int, *flags: str, slurm: bool = False) -> list[subprocess.Popen]:
+    """Several processes of one run, on this machine: by train.py's flags, or as srun starts them."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    together = (f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--dead_after={DEAD_AFTER}")
+        port = str(s.getsockname()[1])
     # unoptimized code: the compiler's time in each of them is most of the test's
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return [start(workdir, *together, f"--process_id={i}", *flags, xla_flags=quick) for i in range(count)]
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    flags = (*flags, f"--dead_after={DEAD_AFTER}")
+    if not slurm:
+        named = (f"--coordinator=localhost:{port}", f"--num_processes={count}")
+        return [start(workdir, *named, f"--process_id={i}", *flags, **quick) for i in range(count)]
+    job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count), "JAX_COORDINATOR_PORT": port}
+    task = lambda i: {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+    return [start(workdir, *flags, **quick, **job, **task(i)) for i in range(count)]
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -210,7 +215,7 @@ def test_load_takes_a_run_or_a_step_and_passes_over_what_cannot_be_read(unbroken
 
 def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp_path):
     """Stopped by SIGTERM to one of two, then by the death of one of four; each time on another mesh."""
-    two = start_together(tmp_path, 2, "--config.mesh.data=2")
+    two = start_together(tmp_path, 2, "--config.mesh.data=2", slurm=True)
     wait_for_step(tmp_path, two[0], 13)
     two[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in two]
