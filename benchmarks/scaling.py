@@ -1,6 +1,7 @@
 """T6 over two GPUs: do data 2, fsdp 2 and tensor 2 give one GPU's losses, and how much faster are they?
 
     python -m benchmarks.scaling [--rows=64] [--steps=20] [--out=benchmarks/results]
+    bash -c 'source scripts/gpu_flags.sh && python -m benchmarks.scaling'  # with the launch scripts' flags
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.scaling --tiny --out=/tmp  # to check it on CPU
 
 Every layout trains T6 medium from the same start on the same batches, the real optimizer step included, in this one process,
@@ -20,6 +21,7 @@ import sys
 import time
 
 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
 
 import jax
 import numpy as np
