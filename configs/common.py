@@ -29,7 +29,7 @@ def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
     of_size = SIZES[size]
     config = get_config()
     config.accumulation_steps = of_size["accumulation_steps"]
-    config.model.update(num_layers=of_size["layers"], d_model=of_size["d_model"], remat=of_size["remat"])
+    config.model.update(num_layers=of_size["layers"], d_model=of_size["d_model"], remat=of_size["remat"], unroll=True)
     config.model.attention = attention(mechanism, **settings)
     config.optimizer.learning_rate, config.optimizer.min_learning_rate = of_size["learning_rates"]
     return config
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
                 "rope_base": 10000.0,
                 "rope_table_dtype": "float32",
                 "remat": "none",  # none, dots, full
-                "unroll": False,  # compiles block after block in place of a loop: faster steps, longer compilation
+                "unroll": False,  # training compiles block after block in place of a loop: faster steps, longer compilation
             },
             "data": {
                 "path": "data/fineweb-edu-100bt",  # a folder of token shards

@@ -23,8 +23,8 @@ class ModelConfig:
     rope_base, rope_table_dtype: RoPE's base, and the dtype its cosines and sines are rounded to (published: bfloat16).
     remat: what a block keeps of its forward pass for the backward pass: "none" rematerialised, i.e. everything is kept;
         "dots", the matrix products and attention's output are kept; "full", the block's input alone.
-    unroll: compiles the blocks one after another in place of a loop over them: faster steps, since nothing is copied in and
-        out of the loop's stacked arrays, for a longer compilation.
+    unroll: training compiles the blocks one after another in place of a loop over them: faster steps, since nothing is copied
+        in and out of the loop's stacked arrays, for a longer compilation. Parameters split over fsdp keep the loop.
     """
 
     vocab_size: int

@@ -110,7 +110,7 @@ class T6(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, ""]:
         """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece of T at a time."""
-        normed, _ = self._forward(tokens, positions, segment_ids)
+        normed, _ = self._forward(tokens, positions, segment_ids, unroll=self.config.unroll)
         return mean_cross_entropy(normed, parallel.used(self.embedding), targets, _pieces(*tokens.shape), self._part())
 
     def nats(
@@ -185,7 +185,12 @@ class T6(nnx.Module):
         return [nnx.merge(graph, _layer(state, i)) for i in range(self.config.num_layers)]
 
     def _forward(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None,
+        segment_ids: Int[Array, "B T"] | None,
+        *,
+        unroll: bool = False,
     ) -> tuple[Float[Array, "B T d_model"], list[Any]]:
         """The normed hidden states behind the last block, and the cache entries of each layer."""
         if positions is None:
@@ -207,12 +212,14 @@ class T6(nnx.Module):
             x, update, entry = block(*carry, positions, segment_ids)
             return (x, update), entry
 
-        if self.config.remat != "none" or parallel.is_gathered(state):
+        gathered = parallel.is_gathered(state)
+        unroll = unroll and not gathered  # out of a loop, XLA may gather all layers at once
+        if self.config.remat != "none" or gathered:
             keep_all = parallel.keeps_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
             # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-            run = jax.checkpoint(run, policy=policy, prevent_cse=self.config.unroll)
-        carry, stacked = jax.lax.scan(run, (x, update), state, unroll=self.config.unroll)
+            run = jax.checkpoint(run, policy=policy, prevent_cse=unroll)
+        carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:

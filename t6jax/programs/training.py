@@ -1,5 +1,6 @@
 """What train.py calls."""
 
+import os
 import pathlib
 
 from ml_collections import ConfigDict
@@ -28,6 +29,8 @@ def train_program(
     if dry_run:
         print(summary(values))
         return 0
+    # of a GPU's memory, JAX by itself takes 75 %
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     start(coordinator, num_processes, process_id, dead_after)
     workdir = workdir or pathlib.Path("runs", pathlib.Path(config_file.split(":")[0]).stem)
     stopped = train(values, workdir)
