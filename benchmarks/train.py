@@ -161,9 +161,7 @@ def in_a_process_of_its_own(name, overrides):
     # a training run may take the card's memory, of which JAX by itself takes 75 %
     environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -178,15 +176,20 @@ def main():
         print(json.dumps(matmul_rate() if args.measure == "matmul" else measure(args.measure, overrides)))
         return
     ceiling = in_a_process_of_its_own("matmul", {})
+    if ceiling is None:
+        raise SystemExit("the matrix product could not be timed: is there an NVIDIA GPU?")
     record = provenance("benchmarks.train", ceiling["device"], args.commit) | ceiling | {"results": []}
+    failed = []
     for name in args.case or CASES:
         result = in_a_process_of_its_own(name, overrides)
         if result is None:
-            print(f"{name}: failed", flush=True)
+            failed.append(name)
             continue
         record["results"].append(result)
         write(args.out, "train", record)
     print("\n".join(table(record)))
+    if failed:
+        raise SystemExit(f"failed, and not in the record: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
