@@ -18,6 +18,7 @@ NCCL_NVLS_ENABLE=0 is set: NVLink's multicast is not there on every machine.
 import argparse
 import os
 import sys
+import tempfile
 import time
 
 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
@@ -28,6 +29,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks.record import add_arguments, provenance, write
+from benchmarks.train import breakdown
 from configs import medium_tpa
 from t6jax.config import ModelConfig
 from t6jax.parallel import MESH_AXES
@@ -89,6 +91,12 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
         losses.append(metrics["train_loss"])
     losses = [float(x) for x in jax.block_until_ready(losses)]
     rate = rows * model.context_length * (steps - WARM_UP) / (time.perf_counter() - began)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for batch in windows[:2]:
+                state, _ = step(state, batch)
+            jax.block_until_ready(state)
+        kinds, _ = breakdown(folder, 2 * devices)
     memory = step.memory_analysis()
     return {
         "layout": layout,
@@ -99,6 +107,7 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
         "compile_seconds": compiled,
         "arguments_bytes_a_device": memory.argument_size_in_bytes,
         "temporary_bytes_a_device": memory.temp_size_in_bytes,
+        "milliseconds_by_kind_a_device": kinds,
         "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in totals(collectives(step)).items()},
         "losses": losses,
     }
@@ -126,6 +135,9 @@ def table(record: dict) -> list[str]:
             f"{r['layout']:<18}{r['tokens_per_second']:>12,.0f}{'' if share is None else f'{share:.1%}':>12}"
             f"{'' if difference is None else f'{difference:.1e}':>12}{r['compile_seconds']:>11.1f}"
         )
+    for r in record["results"]:
+        times = ", ".join(f"{kind} {ms:.1f}" for kind, ms in r["milliseconds_by_kind_a_device"].items())
+        lines.append(f"{r['layout']}, ms a step on each GPU, collectives beside the rest: {times}")
     return lines
 
 

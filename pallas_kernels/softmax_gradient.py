@@ -49,7 +49,8 @@ def _kernel(logits, targets, loss, grad, *, width):
     lse = highest + jnp.log(total)
 
     def gradient(i, wanted):
-        places, there, x = chunk(i)
+        # from the end of the row, which was read last and is likeliest to be in the cache
+        places, there, x = chunk(steps - 1 - i)
         hit = places == target
         plgpu.store(grad.at[row, places], (jnp.exp(x - lse) - jnp.where(hit, 1.0, 0.0)).astype(grad.dtype), mask=there)
         return wanted + jnp.sum(jnp.where(hit, x, 0.0))

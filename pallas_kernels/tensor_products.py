@@ -64,7 +64,7 @@ def expand(rows, cos, sin, products, *, interpret=False):
     _check(rows, products)
     shapes = [jax.ShapeDtypeStruct((rows.shape[0], p.heads, p.dim), rows.dtype) for p in products]
     kernel = functools.partial(_expand_kernel, products=products)
-    return _call(kernel, rows.shape[0], shapes, "tensor_products_expand", interpret)(rows, cos, sin)
+    return _call(kernel, rows.shape[0], shapes, 1, "tensor_products_expand", interpret)(rows, cos, sin)
 
 
 def contract(rows, cos, sin, grads, products, *, interpret=False):
@@ -75,7 +75,8 @@ def contract(rows, cos, sin, grads, products, *, interpret=False):
     _check(rows, products)
     kernel = functools.partial(_contract_kernel, products=products)
     shape = jax.ShapeDtypeStruct(rows.shape, rows.dtype)
-    return _call(kernel, rows.shape[0], shape, "tensor_products_contract", interpret)(rows, cos, sin, *grads)
+    # blocks of heads are loaded several ahead of their use: one after another, a program would wait for memory each time
+    return _call(kernel, rows.shape[0], shape, 4, "tensor_products_contract", interpret)(rows, cos, sin, *grads)
 
 
 def _check(rows, products):
@@ -84,12 +85,12 @@ def _check(rows, products):
         raise NotImplementedError(f"tensor_products: {reason}")
 
 
-def _call(kernel, tokens, shapes, name, interpret):
+def _call(kernel, tokens, shapes, stages, name, interpret):
     return pl.pallas_call(
         kernel,
         grid=(tokens,),
         out_shape=shapes,
-        compiler_params=plgpu.CompilerParams(num_warps=1, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=1, num_stages=stages),
         interpret=interpret,
         name=name,
     )

@@ -206,21 +206,24 @@ class T6(nnx.Module):
 
         graph, state = nnx.split(self.blocks)
 
-        def run(carry, layer):
-            # one layer's parameters at a time come from the devices that store them
-            block = nnx.merge(graph, parallel.used_layer(layer, self.config.dtype))
-            x, update, entry = block(*carry, positions, segment_ids)
-            return (x, update), entry
-
         gathered = parallel.is_gathered(state)
-        unroll = unroll and not gathered  # out of a loop, XLA may gather all layers at once
+
+        def run(carry, layer):
+            x, update, before = carry
+            # Parameters come from the devices that store them a layer at a time. Out of a loop, XLA could bring all at once,
+            # which this keeps it from: a layer's come no earlier than while the block before is computed.
+            layer = layer if before is None else parallel.not_before(before, layer)
+            block = nnx.merge(graph, parallel.used_layer(layer, self.config.dtype))
+            new_x, update, entry = block(x, update, positions, segment_ids)
+            return (new_x, update, None if before is None else x), entry
+
         if self.config.remat != "none" or gathered:
             keep_all = parallel.keeps_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
             # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
             run = jax.checkpoint(run, policy=policy, prevent_cse=unroll)
-        carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
-        return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
+        carry, stacked = jax.lax.scan(run, (x, update, x if gathered and unroll else None), state, unroll=unroll)
+        return add_norm(*carry[:2])[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
         return parallel.look_up(self.embedding, tokens, self.config.dtype)

@@ -23,7 +23,7 @@ BITS = {"token": 0, "pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "s4"
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALL = re.compile(r"(?:to_apply|calls|body|condition)=(%?[\w.\-]+)|branch_computations=\{(.*?)\}")
-_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\((.*?)\)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -55,9 +55,10 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
             calls[name] += [(callee.strip().lstrip("%"), trips) for callee in (called[1] or called[2]).split(",")]
         if match := _COLLECTIVE.search(line):
             shapes = [(dtype, _shape(dims)) for dtype, dims in _ARRAY.findall(match[1])]
-            # an asynchronous one lists what goes in before what comes out, but for all-reduce
-            if match[3] and match[2] != "all-reduce":
-                shapes = shapes[len(shapes) // 2 :]
+            # an asynchronous one may list what goes in before what comes out
+            operands = match[3].count("%")
+            if len(shapes) >= 2 * operands:
+                shapes = shapes[operands : 2 * operands]
             found[name].append((match[2], tuple(shapes)))
     times: Counter[str] = Counter()
 

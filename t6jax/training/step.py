@@ -67,6 +67,9 @@ class Trainer:
             in_shardings=(self.shardings, self.batch_sharding),
             out_shardings=(self.shardings, replicated(mesh)),
             donate_argnums=0,
+            # XLA's own matrix products, which it takes for what it can fuse into them, are slower here than cuBLAS's and cost
+            # most of the compiler's time
+            compiler_options={"xla_gpu_enable_triton_gemm": False},
         )
 
     def abstract_arrays(self) -> TrainState:

@@ -60,12 +60,12 @@ def test_the_step_runs_through_the_kernels():
 
 
 def losses(config: dict, steps: int = 200) -> np.ndarray:
-    """Of a text whose every token depends on the one before it."""
+    """Of a text of 64 tokens, each one of four that follow the one before it."""
     trainer = Trainer(config, ModelConfig.from_dict(config["model"]), make_mesh(config["mesh"]))
     state, random, found = trainer.create(jax.random.key(0)), np.random.default_rng(0), []
-    following = random.integers(0, 1000, (1000, 4))
+    following = random.integers(0, 64, (64, 4))
     for _ in range(steps):
-        rows = [random.integers(0, 1000, 8)]
+        rows = [random.integers(0, 64, 8)]
         for _ in range(256):
             rows.append(following[rows[-1], random.integers(0, 4, 8)])
         state, metrics = trainer.step(state, jax.device_put(np.stack(rows, 1).astype(np.int32), trainer.batch_sharding))
@@ -81,7 +81,7 @@ def test_two_hundred_steps_go_as_in_the_plain_implementation(monkeypatch):
     for where in ("layers", "attention.factored"):
         monkeypatch.setattr(f"t6jax.{where}.worth_copying_weights", lambda _: False)
     plain, exact = losses(small(unroll=False)), losses(small(unroll=False, dtype="float32"))
-    assert exact[-20:].mean() < 3.5 < 6 < exact[:3].mean()  # ln 4 is what the text leaves to guess
+    assert exact[-20:].mean() < 1.6 < 6 < exact[:3].mean()  # ln 4 = 1.39 is what the text leaves to guess
     noise, ours = (np.sqrt(np.mean((x - exact) ** 2)) for x in (plain, fast))
     print(f"root mean square distance from float32: plain {noise:.5f}, with kernels {ours:.5f}")
     assert ours < 2 * noise

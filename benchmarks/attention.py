@@ -1,0 +1,141 @@
+"""Causal attention over whole sequences, forward and backward: which implementation is fastest for the trained shapes?
+
+    python -m benchmarks.attention [--out=benchmarks/results]
+
+cuDNN's flash attention, which `t6jax.ops.causal_attention` uses; the Pallas Mosaic GPU attention that comes with JAX (forward
+alone: its backward pass takes no causal mask); and tokamax's, where it is installed, with its own choice of blocks and with
+others. Each is first held against the formula. Times are the GPU's, from the profiler, everything counted that a call launches;
+operations are those of the causal half, 2 products forward and 5 backward. Writes attention_<gpu>.json and prints a table.
+"""
+
+import argparse
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.gpu import attention_mgpu
+
+from benchmarks.device_time import device_seconds
+from benchmarks.record import add_arguments, provenance, write
+
+# name: rows, tokens, heads, features
+SHAPES = {"T6 XL": (24, 1024, 78, 64), "T6 medium": (32, 1024, 47, 64), "MHA XL": (24, 1024, 25, 64)}
+
+
+def cudnn(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def formula(q, k, v):
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+
+
+def jax_mosaic(block_q, block_kv, steps):
+    # it scales nothing
+    config = attention_mgpu.TuningConfig(block_q=block_q, block_kv=block_kv, max_concurrent_steps=steps, causal=True)
+    return lambda q, k, v: attention_mgpu.attention(q * q.shape[-1] ** -0.5, k, v, config)
+
+
+def tokamax(forward=None, backward=None):
+    """forward: block_q, block_kv, num_stages; backward: block_q, block_kv, num_stages, compute_wgs; None: its own choice."""
+    from tokamax._src.ops.attention import pallas_mosaic_gpu, pallas_mosaic_gpu_kernel_sm90, pallas_mosaic_gpu_vjp
+    from tokamax._src.ops.attention.pallas_mosaic_gpu_vjp_common import Config
+
+    options, vjp_options = {}, {}
+    if forward:
+        q, kv, stages = forward
+        options["config"] = pallas_mosaic_gpu_kernel_sm90.Config(block_q=q, block_kv=kv, num_stages=stages)
+    if backward:
+        q, kv, stages, groups = backward
+        blocks = dict(block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
+        vjp_options["config"] = Config(**blocks, num_stages=stages, compute_wgs=groups)
+    vjp = pallas_mosaic_gpu_vjp.PallasMosaicGpuFlashAttentionVjp(**vjp_options)
+    attention = pallas_mosaic_gpu.PallasMosaicGpuFlashAttention(**options, vjp=vjp)
+    return functools.partial(attention, is_causal=True)
+
+
+def candidates():
+    """(name, what makes the function, whether it has a backward pass)."""
+    yield "cuDNN", lambda: cudnn, True
+    for blocks in ((64, 128, 2), (128, 128, 2), (128, 64, 2)):
+        yield f"JAX Mosaic GPU {blocks}", functools.partial(jax_mosaic, *blocks), False
+    yield "tokamax", tokamax, True
+    for forward, backward in zip(
+        itertools.product((64, 128), (64, 128), (2,)),
+        ((64, 64, 2, 1), (64, 128, 2, 2), (128, 64, 2, 2), (64, 64, 3, 2)),
+        strict=True,
+    ):
+        yield f"tokamax {forward}, {backward}", functools.partial(tokamax, forward, backward), True
+
+
+def draw(shape, seed):
+    return [jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(seed), 4)]
+
+
+def error(f, shape, *, backward):
+    """The largest distance from the formula of result and gradients, in units of their norms."""
+    *inputs, grad = draw((2, *shape[1:]), 0)
+
+    def both(f):
+        out, vjp = jax.vjp(f, *inputs)
+        return [out, *(vjp(grad.astype(out.dtype)) if backward else ())]
+
+    distance = lambda x, y: jnp.linalg.norm(x.astype(jnp.float32) - y) / jnp.linalg.norm(y)
+    return max(float(distance(x, y)) for x, y in zip(both(f), both(formula), strict=True))
+
+
+def measure(make, shape, *, backward):
+    try:
+        f = make()
+        found = {"relative_error": error(f, shape, backward=backward)}
+        forward = jax.jit(f)
+        calls = {"forward": [lambda x=x: forward(*x[:3]) for x in (draw(shape, seed) for seed in range(2))] * 2}
+        if backward:
+            gradient = jax.jit(lambda q, k, v, g: jax.vjp(f, q, k, v)[1](g))
+            calls["both"] = [lambda x=x: gradient(*x) for x in (draw(shape, seed) for seed in range(2))] * 2
+        seconds = device_seconds(calls)
+    except Exception as e:  # whatever another library's kernel says to a shape or a choice of blocks
+        return {"failed": f"{type(e).__name__}: {e}".splitlines()[0][:200]}
+    found["forward_microseconds"] = seconds["forward"] * 1e6
+    if backward:
+        found["backward_microseconds"] = (seconds["both"] - seconds["forward"]) * 1e6
+    return found
+
+
+def table(record):
+    yield f"{record['device']}, {record['date']}, JAX {record['jax']}"
+    yield "| shape | implementation | forward us | TFLOP/s | backward us | TFLOP/s | error |"
+    yield "|---|---|---|---|---|---|---|"
+    for r in record["results"]:
+        if "failed" in r:
+            yield f"| {r['shape']} | {r['name']} | {r['failed']} | | | | |"
+            continue
+        rows, tokens, heads, features = SHAPES[r["shape"]]
+        product = rows * heads * tokens**2 * features  # multiply and add, half of the square
+        cells = []
+        for key, products in (("forward_microseconds", 2), ("backward_microseconds", 5)):
+            time = r.get(key)
+            cells += [f"{time:.0f}", f"{products * product / time / 1e6:.0f}"] if time else ["", ""]
+        yield f"| {r['shape']} | {r['name']} | {' | '.join(cells)} | {r['relative_error']:.1e} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    add_arguments(parser)
+    args = parser.parse_args()
+    if jax.default_backend() != "gpu":
+        parser.error("this needs an NVIDIA GPU")
+    record = provenance("benchmarks.attention", jax.devices()[0].device_kind, args.commit) | {"results": []}
+    for name in args.shapes:
+        for candidate, make, backward in candidates():
+            result = measure(make, SHAPES[name], backward=backward)
+            record["results"].append({"shape": name, "name": candidate} | result)
+            write(args.out, "attention", record)
+    print("\n".join(table(record)))
+
+
+if __name__ == "__main__":
+    main()
