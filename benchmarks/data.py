@@ -7,14 +7,12 @@ measured in turns in one run, so that other work on the machine meets both; medi
 """
 
 import argparse
-import datetime
 import importlib.metadata
 import json
 import multiprocessing
 import os
 import pathlib
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -24,6 +22,7 @@ import time
 
 import numpy as np
 
+from benchmarks.record import add_arguments, provenance, write
 from t6jax.data.documents import documents
 from t6jax.data.prepare import prepare
 from t6jax.data.shards import HEADER_INTS, MAGIC
@@ -224,8 +223,7 @@ def training(folder: pathlib.Path, ranks: str, scratch: pathlib.Path) -> dict:
 def device() -> str:
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        name = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-        return name.lower().replace(" ", "-")
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return f"cpu-{CORES}-cores"
 
@@ -240,17 +238,11 @@ def main() -> None:
     parser.add_argument("--ranks", default=GPT2, help="gpt2, or a .tiktoken file with its ranks")
     parser.add_argument("--megabytes", type=float, default=240, help="of text to tokenize, a quarter of it four times")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    add_arguments(parser)
     args = parser.parse_args()
     ranks = args.ranks if args.ranks == GPT2 else str(pathlib.Path(args.ranks).resolve())
-    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    libraries = ("tiktoken", "tokenizers", "datatrove", "pyarrow", "grain", "jax", "numpy")
-    result = {
-        "command": shlex.join(["python", "-m", "benchmarks.data", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + (" and uncommitted changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""),
-        "device": device(),
+    libraries = ("tiktoken", "tokenizers", "datatrove", "pyarrow", "grain", "numpy")
+    result = provenance("benchmarks.data", device(), args.commit) | {
         "processor": processor(),
         "load_average_at_start": os.getloadavg()[0],
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries},
@@ -265,10 +257,8 @@ def main() -> None:
         result["startup"] = startup(scratch, args.repeats)
         result["training"] = training(shards, ranks, scratch)
     result["load_average_at_end"] = os.getloadavg()[0]
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"data_{result['device']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path.read_text())
+    write(args.out, "data", result)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import json
 import pathlib
 import re
 
+from benchmarks import attention, train
+
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDED = ROOT / "benchmarks" / "results"
 PEERS = ("FlashAttention-3 MHA", "FlashAttention-3 GQA-4", "FlashAttention-3 MQA", "FlashMLA")
@@ -86,20 +88,52 @@ def evaluation_table(record: dict) -> str:
     return "\n".join(lines)
 
 
+def train_table(record: dict) -> str:
+    """Tokens a second of the training step, beside PyTorch's."""
+    return "\n".join(train.table(record))
+
+
+def scaling_table(record: dict) -> str:
+    """Tokens a second over two GPUs, beside one."""
+    lines = [
+        f"{record['device']}, {record['date']}, JAX {record['jax']}: T6 medium, {record['rows']} rows of 1,024 tokens a step.",
+        "",
+        "| mesh | tokens/s | of twice one GPU's | largest difference of losses | GB sent a step, by collective |",
+        "|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        two = r["devices"] > 1
+        share = f"{100 * r['of_so_many_times_one']:.1f} %" if two else ""
+        difference = f"{r['largest_relative_difference_of_losses']:.1e}" if "of_so_many_times_one" in r else ""
+        sent = ", ".join(f"{kind} {c['bytes'] / 1e9:.2f}" for kind, c in r["collectives"].items())
+        lines.append(f"| {r['layout']} | {r['tokens_per_second']:,.0f} | {share} | {difference} | {sent} |")
+    return "\n".join(lines)
+
+
+def attention_table(record: dict) -> str:
+    """Attention over whole sequences, forward and backward, by implementation."""
+    return "\n".join(attention.table(record))
+
+
 DECODE, EVALUATION = "decode_nvidia_h200.json", "evaluation_nvidia_h200.json"
 TABLES = {
     "decode": (decode_table, DECODE),
     "decode cases": (decode_cases_table, DECODE),
     "evaluation": (evaluation_table, EVALUATION),
+    "train": (train_table, "train_nvidia_h200.json"),
+    "scaling": (scaling_table, "scaling_nvidia_h200.json"),
+    "attention": (attention_table, "attention_nvidia_h200.json"),
 }
-FILES = ROOT / "README.md", ROOT / "docs" / "flash_tpa.md"
+FILES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("flash_tpa.md", "training_speed.md", "scaling.md"))]
 
 
 def filled(text: str) -> str:
     """A text with its tables as the recorded results have them."""
     for name, (table, file) in TABLES.items():
-        record = json.loads((RECORDED / file).read_text())
         begin, end = f"<!-- benchmarks.report: {name} -->\n", "<!-- end -->"
+        if begin not in text:
+            continue
+        record = json.loads((RECORDED / file).read_text())
         inside = begin + table(record) + "\n" + end
         text = re.sub(re.escape(begin) + ".*?" + end, lambda _, inside=inside: inside, text, flags=re.S)
     return text

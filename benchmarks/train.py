@@ -1,4 +1,4 @@
-"""Tokens a second of the training step, and where its time goes. usage: python -m benchmarks.train [--case NAME ...]
+"""Tokens a second of the training step, and where its time goes. usage: python -m benchmarks.train [--case NAME ...] [--torch]
 
 Each case runs in a process of its own: compiled, warmed up, timed over several windows of steps on random tokens, then two
 steps under the profiler. The optimizer's step is included. MFU is
@@ -29,6 +29,7 @@ from t6jax.training.metrics import flops_per_token
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
+CONTEXT = 1024  # tokens a row, in all of them
 XL = dict(size="xl", mechanism="tpa", num_heads=78, rank_q=6, rank_k=2, rank_v=2)
 MEDIUM = dict(size="medium", mechanism="tpa", num_heads=47, rank_q=6, rank_k=2, rank_v=2)
 # name: the paper's settings, then rows a step and keys of the model
@@ -42,6 +43,8 @@ CASES = {
         {"num_layers": 12, "remat": "none", "unroll": True},
     ),
 }
+# the arguments of benchmarks.torch_t6 for the cases that it times too
+TORCH = {"T6 XL width, 12 layers": ("12", "1600", "78", "24"), "T6 medium": ("24", "1024", "47", "32")}
 
 # kinds of kernels by what their names hold, the first that fits
 KINDS = (
@@ -150,13 +153,15 @@ def matmul_rate(m=24576, k=1600, n=4352, sustained=4000):
 def table(record):
     rate, sustained = (record[key] / 1e12 for key in ("matmul_flops_per_second", "sustained_matmul_flops_per_second"))
     yield f"{record['device']}, JAX {record['jax']}; matrix product {rate:.0f} TFLOP/s, {sustained:.0f} over seconds"
-    yield "| case | rows | tokens/s | ms a step | TFLOP/s | MFU | peak GiB | compile s |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| case | rows | tokens/s | PyTorch | ms a step | TFLOP/s | MFU | peak GiB | compile s |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for r in record["results"]:
+        peer = record["torch"].get(r["name"])
         cells = [
             r["name"],
             r["rows"],
             f"{r['tokens_per_second']:,.0f}",
+            f"{peer['tokens_per_second']:,.0f}" if peer else "",
             f"{statistics.median(r['step_milliseconds']):.1f}",
             f"{r['flops_per_second'] / 1e12:.0f}",
             f"{100 * r['flops_per_second'] / record['matmul_flops_per_second']:.0f} %",
@@ -168,18 +173,46 @@ def table(record):
         yield r["name"] + ": " + ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in r["milliseconds_by_kind"].items())
 
 
+def draw(record, out):
+    """Where each case's time goes: nanoseconds a token, by kind of kernel."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    results = record["results"]
+    per_token = [{kind: 1e6 * ms / (r["rows"] * CONTEXT) for kind, ms in r["milliseconds_by_kind"].items()} for r in results]
+    kinds = sorted({kind for times in per_token for kind in times}, key=lambda kind: -sum(t.get(kind, 0) for t in per_token))
+    _, axes = plt.subplots(figsize=(9, 0.6 * len(results) + 1.6))
+    left = [0.0] * len(results)
+    for kind in kinds:
+        widths = [times.get(kind, 0) for times in per_token]
+        axes.barh([r["name"] for r in results], widths, left=left, label=kind)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel(f"nanoseconds a token, forward, backward and AdamW ({record['device']}, {record['date']})")
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.35), fontsize="small")
+    plt.savefig(out / "train_kernels.png", dpi=120, bbox_inches="tight")
+    plt.close()
+
+
 def in_a_process_of_its_own(name, overrides):
     """A case, or the matrix product's rate, measured where nothing else holds the GPU's memory."""
-    command = [sys.executable, "-m", "benchmarks.train", "--measure", name, "--model", json.dumps(overrides)]
+    return _last_line(["benchmarks.train", "--measure", name, "--model", json.dumps(overrides)])
+
+
+def _last_line(command):
+    """The JSON that a module prints last, or None where it fails."""
     # a training run may take the card's memory, of which JAX by itself takes 75 %
     environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment)
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be given several times")
+    parser.add_argument("--torch", action="store_true", help="time PyTorch's step of the same shapes too, where it is known")
     parser.add_argument("--model", default="{}", help="keys of the model to change, as JSON; batch_size too")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one case in this process, its numbers to stdout
     add_arguments(parser)
@@ -191,7 +224,7 @@ def main():
     ceiling = in_a_process_of_its_own("matmul", {})
     if ceiling is None:
         raise SystemExit("the matrix product could not be timed: is there an NVIDIA GPU?")
-    record = provenance("benchmarks.train", ceiling["device"], args.commit) | ceiling | {"results": []}
+    record = provenance("benchmarks.train", ceiling["device"], args.commit) | ceiling | {"results": [], "torch": {}}
     failed = []
     for name in args.case or CASES:
         result = in_a_process_of_its_own(name, overrides)
@@ -199,7 +232,14 @@ def main():
             failed.append(name)
             continue
         record["results"].append(result)
+        if args.torch and name in TORCH:
+            peer = _last_line(["benchmarks.torch_t6", *TORCH[name]])
+            if peer is None:
+                failed.append(f"{name}, PyTorch")
+            else:
+                record["torch"][name] = peer
         write(args.out, "train", record)
+    draw(record, args.out)
     print("\n".join(table(record)))
     if failed:
         raise SystemExit(f"failed, and not in the record: {'; '.join(failed)}")
