@@ -2,10 +2,11 @@
 
     python -m benchmarks.attention [--out=benchmarks/results]
 
-cuDNN's flash attention, which `t6jax.ops.causal_attention` uses; the Pallas Mosaic GPU attention that comes with JAX (forward
-alone: its backward pass takes no causal mask); and tokamax's, where it is installed, with its own choice of blocks and with
-others. Each is first held against the formula. Times are the GPU's, from the profiler, everything counted that a call launches;
-operations are those of the causal half, 2 products forward and 5 backward. Writes attention_<gpu>.json and prints a table.
+cuDNN's flash attention, which `t6jax.ops.causal_attention` uses; the Pallas Mosaic GPU attention that comes with JAX (float16
+alone, and forward alone: its backward pass takes no causal mask); and tokamax's, where it is installed, with its own choice of
+blocks and with others. Each is first held against the formula. Times are the GPU's, from the profiler, everything counted that a
+call launches; operations are those of the causal half, 2 products forward and 5 backward. Writes attention_<gpu>.json and
+prints a table.
 """
 
 import argparse
@@ -57,26 +58,26 @@ def tokamax(forward=None, backward=None):
 
 
 def candidates():
-    """(name, what makes the function, whether it has a backward pass)."""
-    yield "cuDNN", lambda: cudnn, True
+    """(name, what makes the function, its inputs' dtype, whether it has a backward pass)."""
+    yield "cuDNN", lambda: cudnn, jnp.bfloat16, True
     for blocks in ((64, 128, 2), (128, 128, 2), (128, 64, 2)):
-        yield f"JAX Mosaic GPU {blocks}", functools.partial(jax_mosaic, *blocks), False
-    yield "tokamax", tokamax, True
+        yield f"JAX Mosaic GPU {blocks}", functools.partial(jax_mosaic, *blocks), jnp.float16, False
+    yield "tokamax", tokamax, jnp.bfloat16, True
     for forward, backward in zip(
         itertools.product((64, 128), (64, 128), (2,)),
         ((64, 64, 2, 1), (64, 128, 2, 2), (128, 64, 2, 2), (64, 64, 3, 2)),
         strict=True,
     ):
-        yield f"tokamax {forward}, {backward}", functools.partial(tokamax, forward, backward), True
+        yield f"tokamax {forward}, {backward}", functools.partial(tokamax, forward, backward), jnp.bfloat16, True
 
 
-def draw(shape, seed):
-    return [jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(seed), 4)]
+def draw(shape, seed, dtype):
+    return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(seed), 4)]
 
 
-def error(f, shape, *, backward):
+def error(f, shape, dtype, *, backward):
     """The largest distance from the formula of result and gradients, in units of their norms."""
-    *inputs, grad = draw((2, *shape[1:]), 0)
+    *inputs, grad = draw((2, *shape[1:]), 0, dtype)
 
     def both(f):
         out, vjp = jax.vjp(f, *inputs)
@@ -86,15 +87,15 @@ def error(f, shape, *, backward):
     return max(float(distance(x, y)) for x, y in zip(both(f), both(formula), strict=True))
 
 
-def measure(make, shape, *, backward):
+def measure(make, shape, dtype, *, backward):
     try:
         f = make()
-        found = {"relative_error": error(f, shape, backward=backward)}
-        forward = jax.jit(f)
-        calls = {"forward": [lambda x=x: forward(*x[:3]) for x in (draw(shape, seed) for seed in range(2))] * 2}
+        found = {"relative_error": error(f, shape, dtype, backward=backward)}
+        forward, inputs = jax.jit(f), [draw(shape, seed, dtype) for seed in range(2)]
+        calls = {"forward": [lambda x=x: forward(*x[:3]) for x in inputs] * 2}
         if backward:
             gradient = jax.jit(lambda q, k, v, g: jax.vjp(f, q, k, v)[1](g))
-            calls["both"] = [lambda x=x: gradient(*x) for x in (draw(shape, seed) for seed in range(2))] * 2
+            calls["both"] = [lambda x=x: gradient(*x) for x in inputs] * 2
         seconds = device_seconds(calls)
     except Exception as e:  # whatever another library's kernel says to a shape or a choice of blocks
         return {"failed": f"{type(e).__name__}: {e}".splitlines()[0][:200]}
@@ -130,8 +131,8 @@ def main():
         parser.error("this needs an NVIDIA GPU")
     record = provenance("benchmarks.attention", jax.devices()[0].device_kind, args.commit) | {"results": []}
     for name in args.shapes:
-        for candidate, make, backward in candidates():
-            result = measure(make, SHAPES[name], backward=backward)
+        for candidate, make, dtype, backward in candidates():
+            result = measure(make, SHAPES[name], dtype, backward=backward)
             record["results"].append({"shape": name, "name": candidate} | result)
             write(args.out, "attention", record)
     print("\n".join(table(record)))

@@ -36,6 +36,7 @@ MEDIUM = dict(size="medium", mechanism="tpa", num_heads=47, rank_q=6, rank_k=2, 
 CASES = {
     "T6 XL width, 12 layers": (XL, 24, {"num_layers": 12, "remat": "none", "unroll": True}),
     "T6 XL": (XL, 24, {"remat": "none", "unroll": True}),
+    "T6 XL, rebuilding what is cheap": (XL, 24, {"remat": "dots", "unroll": True}),
     "T6 medium": (MEDIUM, 32, {"remat": "none", "unroll": True}),
     "MHA XL width, 12 layers": (
         dict(size="xl", mechanism="mha", num_heads=25),
