@@ -106,7 +106,10 @@ def measure(make, shape, dtype, *, backward):
 
 
 def table(record):
-    yield f"{record['device']}, {record['date']}, JAX {record['jax']}"
+    yield f"{record['device']}, {record['date']}, JAX {record['jax']}; rows, tokens, heads, features: " + "; ".join(
+        f"{name} {SHAPES[name]}" for name in dict.fromkeys(r["shape"] for r in record["results"])
+    )
+    yield ""
     yield "| shape | implementation | forward us | TFLOP/s | backward us | TFLOP/s | error |"
     yield "|---|---|---|---|---|---|---|"
     for r in record["results"]:

@@ -6,6 +6,7 @@ python -m benchmarks.report
 import json
 import pathlib
 import re
+from collections.abc import Callable, Iterable
 
 from benchmarks import attention, train
 
@@ -88,15 +89,11 @@ def evaluation_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def train_table(record: dict) -> str:
-    """Tokens a second of the training step, beside PyTorch's."""
-    return "\n".join(train.table(record))
-
-
 def scaling_table(record: dict) -> str:
     """Tokens a second over two GPUs, beside one."""
     lines = [
-        f"{record['device']}, {record['date']}, JAX {record['jax']}: T6 medium, {record['rows']} rows of 1,024 tokens a step.",
+        f"{record['device']}, {record['date']}, JAX {record['jax']}: T6 medium, {record['rows']} rows of 1,024 tokens a step, "
+        "the launch scripts' flags.",
         "",
         "| mesh | tokens/s | of twice one GPU's | largest difference of losses | GB sent a step, by collective |",
         "|---|---|---|---|---|",
@@ -110,19 +107,19 @@ def scaling_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def attention_table(record: dict) -> str:
-    """Attention over whole sequences, forward and backward, by implementation."""
-    return "\n".join(attention.table(record))
+def joined(lines: Callable[[dict], Iterable[str]]) -> Callable[[dict], str]:
+    return lambda record: "\n".join(lines(record))
 
 
-DECODE, EVALUATION = "decode_nvidia_h200.json", "evaluation_nvidia_h200.json"
+DECODE, EVALUATION, TRAIN = (f"{name}_nvidia_h200.json" for name in ("decode", "evaluation", "train"))
 TABLES = {
     "decode": (decode_table, DECODE),
     "decode cases": (decode_cases_table, DECODE),
     "evaluation": (evaluation_table, EVALUATION),
-    "train": (train_table, "train_nvidia_h200.json"),
+    "train": (joined(train.table), TRAIN),
+    "train kernels": (joined(train.kinds_table), TRAIN),
     "scaling": (scaling_table, "scaling_nvidia_h200.json"),
-    "attention": (attention_table, "attention_nvidia_h200.json"),
+    "attention": (joined(attention.table), "attention_nvidia_h200.json"),
 }
 FILES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("flash_tpa.md", "training_speed.md", "scaling.md"))]
 

@@ -152,9 +152,14 @@ def matmul_rate(m=24576, k=1600, n=4352, sustained=4000):
 
 
 def table(record):
+    """Tokens a second, beside PyTorch's where it was timed."""
     rate, sustained = (record[key] / 1e12 for key in ("matmul_flops_per_second", "sustained_matmul_flops_per_second"))
-    yield f"{record['device']}, JAX {record['jax']}; matrix product {rate:.0f} TFLOP/s, {sustained:.0f} over seconds"
-    yield "| case | rows | tokens/s | PyTorch | ms a step | TFLOP/s | MFU | peak GiB | compile s |"
+    yield (
+        f"{record['device']}, {record['date']}, JAX {record['jax']}; the matrix product ran at {rate:.0f} TFLOP/s, and at "
+        f"{sustained:.0f} when repeated for seconds."
+    )
+    yield ""
+    yield "| 1,024 tokens a row | rows | tokens/s | PyTorch's | ms a step | TFLOP/s | MFU | peak GiB | compile s |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for r in record["results"]:
         peer = record["torch"].get(r["name"])
@@ -170,19 +175,26 @@ def table(record):
             f"{r['compile_seconds']:.0f}",
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def kinds_table(record):
+    """Milliseconds of a step by kind of kernel, from the profiler."""
+    kinds = list(dict.fromkeys(kind for r in record["results"] for kind in r["milliseconds_by_kind"]))
+    yield "| ms a step | " + " | ".join(kinds) + " |"
+    yield "|---|" + "---|" * len(kinds)
     for r in record["results"]:
-        yield r["name"] + ": " + ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in r["milliseconds_by_kind"].items())
+        yield f"| {r['name']} | " + " | ".join(f"{r['milliseconds_by_kind'].get(kind, 0):.1f}" for kind in kinds) + " |"
 
 
 def draw(record, out):
-    """Where each case's time goes: nanoseconds a token, by kind of kernel."""
+    """Where each case's time goes: microseconds a token, by kind of kernel."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     results = record["results"]
-    per_token = [{kind: 1e6 * ms / (r["rows"] * CONTEXT) for kind, ms in r["milliseconds_by_kind"].items()} for r in results]
+    per_token = [{kind: 1e3 * ms / (r["rows"] * CONTEXT) for kind, ms in r["milliseconds_by_kind"].items()} for r in results]
     kinds = sorted({kind for times in per_token for kind in times}, key=lambda kind: -sum(t.get(kind, 0) for t in per_token))
     _, axes = plt.subplots(figsize=(9, 0.6 * len(results) + 1.6))
     left = [0.0] * len(results)
@@ -191,8 +203,8 @@ def draw(record, out):
         axes.barh([r["name"] for r in results], widths, left=left, label=kind)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlabel(f"nanoseconds a token, forward, backward and AdamW ({record['device']}, {record['date']})")
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.35), fontsize="small")
+    axes.set_xlabel(f"microseconds a token, forward, backward and AdamW ({record['device']}, {record['date']})")
+    axes.legend(loc="lower right", fontsize="small")
     plt.savefig(out / "train_kernels.png", dpi=120, bbox_inches="tight")
     plt.close()
 
@@ -241,7 +253,7 @@ def main():
                 record["torch"][name] = peer
         write(args.out, "train", record)
     draw(record, args.out)
-    print("\n".join(table(record)))
+    print("\n".join([*table(record), "", *kinds_table(record)]))
     if failed:
         raise SystemExit(f"failed, and not in the record: {'; '.join(failed)}")
 

@@ -215,14 +215,14 @@ class T6(nnx.Module):
             layer = layer if before is None else parallel.not_before(before, layer)
             block = nnx.merge(graph, parallel.used_layer(layer, self.config.dtype))
             new_x, update, entry = block(x, update, positions, segment_ids)
-            return (new_x, update, None if before is None else x), entry
+            return (new_x, update, None if before is None else _event(x)), entry
 
         if self.config.remat != "none" or gathered:
             keep_all = parallel.keeps_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
             # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
             run = jax.checkpoint(run, policy=policy, prevent_cse=unroll)
-        carry, stacked = jax.lax.scan(run, (x, update, x if gathered and unroll else None), state, unroll=unroll)
+        carry, stacked = jax.lax.scan(run, (x, update, _event(x) if gathered and unroll else None), state, unroll=unroll)
         return add_norm(*carry[:2])[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
@@ -242,6 +242,11 @@ class T6(nnx.Module):
 def _pieces(batch: int, tokens: int) -> int:
     """How many pieces of the sequence the loss is taken in: of at least PIECE tokens, the last piece like the others."""
     return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / PIECE)))))
+
+
+def _event(x: Float[Array, "B T D"]) -> Float[Array, ""]:
+    """What is there as soon as x is, and takes no room."""
+    return jax.lax.stop_gradient(x[0, 0, 0])
 
 
 def _layer(stacked: Any, i: int) -> Any:
