@@ -160,6 +160,8 @@ class Slurm(Local):
     def _make(self, work: pathlib.Path, first: int, count: int) -> "PipelineExecutor":
         from t6jax.data.tasks import SlurmExecutor
 
+        if " " in str(work):
+            raise InputError(f"sbatch takes no path with spaces: give another --out than {work.with_suffix('')}")
         self._job_name = f"t6jax-prepare-{hashlib.sha256(os.fsencode(work)).hexdigest()[:8]}"
         self._asked, self._gone = time.monotonic(), False
         if self._queued():  # a process that was killed left them

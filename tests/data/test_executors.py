@@ -112,6 +112,21 @@ def cancel(work: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("cluster", [slurm_stand_in], indirect=True)
+def test_what_a_killed_process_left_is_cancelled_and_a_job_runs_several_tasks(cluster, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "SLURM_ARRAY", 2)
+    (tmp_path / "waits").touch()
+    prepare(source, tmp_path / "out", "bytes", 0.01, **SMALL, **cluster)
+    assert corpora.content(tmp_path / "out") == corpora.content(tmp_path / "local")
+    assert (tmp_path / "log").read_text().count("Starting data processing job") == 2
+
+
+@pytest.mark.parametrize("cluster", [slurm_stand_in], indirect=True)
+def test_slurm_takes_no_path_with_spaces(cluster, source, tmp_path):
+    with pytest.raises(InputError, match="no path with spaces: give another --out than .*/a b$"):
+        prepare(source, tmp_path / "a b", "bytes", 0.01, **SMALL, **cluster)
+
+
+@pytest.mark.parametrize("cluster", [slurm_stand_in], indirect=True)
 def test_a_job_that_sbatch_refuses_is_told(cluster, source, tmp_path):
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\nexit 1\n")
     with pytest.raises(InputError, match="sbatch failed, for the reason above: see to --slurm_partition"):
