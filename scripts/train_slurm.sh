@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains over many nodes of 8 GPUs under Slurm, a process a GPU. usage: sbatch --nodes=N scripts/train_slurm.sh CONFIG [flags]
-# Run it from the repository, on storage that all nodes share. Each node stores the whole state in eighths (fsdp), and the nodes
-# share the batch (data): see docs/scaling.md.
+# Where nodes differ: sbatch --gpus-per-node=4 --ntasks-per-node=4, or without GPUs --gpus-per-node=0 --ntasks-per-node=1; so with
+# --partition, --account and --time. Run it from the repository, on storage that all nodes share. Each node stores the whole state,
+# split over its processes (fsdp), and the nodes share the batch (data): see docs/scaling.md.
 #SBATCH --job-name=t6jax
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=8
@@ -20,7 +21,8 @@ python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
 # JAX reads Slurm's variables: the first task is the coordinator, and each task takes the GPU of its number in the node.
 # --kill-on-bad-exit: where one process fails, the step ends at once.
 status=0
-srun --kill-on-bad-exit=1 "$python" train.py --config="$config" --config.mesh.data=-1 --config.mesh.fsdp=8 "$@" || status=$?
+mesh="--config.mesh.data=-1 --config.mesh.fsdp=$SLURM_NTASKS_PER_NODE"
+srun --kill-on-bad-exit=1 "$python" train.py --config="$config" $mesh "$@" || status=$?
 # 143 is SIGTERM's: saved, not done
 if [ "$status" = 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"

@@ -1,5 +1,6 @@
 """The launch scripts: their XLA flags exist in this jaxlib, and they start train.py with the layout they name."""
 
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,20 @@ def test_one_node_splits_parameters_over_its_gpus_and_flags_given_come_last(tmp_
     done = subprocess.run(run, **options, capture_output=True, check=True)
     want = "train.py --config=configs/xl_tpa.py --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.fsdp=4\n"
     assert done.stdout == want
+
+
+@pytest.mark.parametrize(("status", "queued_again"), [(0, ""), (1, ""), (143, "requeue 7\n")])
+def test_slurm_splits_parameters_over_a_nodes_processes_and_what_was_stopped_is_queued_again(tmp_path, status, queued_again):
+    for name, text in {"srun": f'echo "${{@:3}}"; exit {status}', "scontrol": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    options = process_options()
+    options["env"] |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7"}
+    run = ["bash", "scripts/train_slurm.sh", "configs/xl_tpa.py", "--config.steps=9", "--workdir=a b"]
+    done = subprocess.run(run, **options, capture_output=True, check=False)
+    assert done.returncode == status
+    flags = "--config=configs/xl_tpa.py --config.mesh.data=-1 --config.mesh.fsdp=4 --config.steps=9 --workdir=a b"
+    assert done.stdout == f"train.py {flags}\n{queued_again}"
 
 
 def test_scripts_are_valid_bash():

@@ -1,21 +1,31 @@
 """Who tokenizes the units: this process, or datatrove's executors over local processes, Slurm or Ray."""
 
+import hashlib
+import importlib.util
+import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import t6jax
-from t6jax.data.parts import part_path, tokenize_unit
+from t6jax.data.parts import PARTS, error_path, part_path, tokenize_unit
 from t6jax.errors import InputError
 
+if TYPE_CHECKING:
+    from datatrove.executor.base import PipelineExecutor
+
 EXECUTORS = ("local", "slurm", "ray")
-SLURM_ASKED_SECONDS = 60
+PACKAGE_FOLDER = str(pathlib.Path(t6jax.__file__).parent.parent)
+SLURM_ASKED_SECONDS = 30
+SLURM_END_SECONDS = 60
+SLURM_ARRAY = 1000  # jobs: Slurm's own limit, where MaxArraySize is not set
 
 
 class Producer(Protocol):
@@ -48,27 +58,27 @@ class InProcess:
         pass
 
 
-class Datatrove:
-    """One of datatrove's executors, which runs a task for each unit."""
+class Local:
+    """Processes of this machine."""
 
-    def __init__(self, executor: str, workers: int, options: Mapping[str, Any]):
-        self._executor, self._workers, self._options = executor, workers, options
+    name = "local"
+
+    def __init__(self, workers: int, options: Mapping[str, Any]):
+        self._workers, self._options = workers, options
         self._error: BaseException | None = None
         self._ended = False
         self._stopped = threading.Event()
-        self._wanted = 0
+        self._wanted = self._count = 0
         self._thread: threading.Thread | None = None
-        self._asked, self._gone = time.monotonic(), False
 
     def start(self, work: pathlib.Path, first: int, count: int) -> None:
-        self._wanted = first
+        self._wanted, self._count = first, count
         self._running = self._make(work.absolute(), first, count)
 
         def target():
             try:
                 self._running.run()
-                # Slurm's has only handed the tasks in
-                self._ended = self._executor != "slurm"
+                self._ended = True
             except BaseException as e:
                 self._error = e
 
@@ -77,8 +87,9 @@ class Datatrove:
 
     def poll(self, work: pathlib.Path, index: int) -> bool:
         self._wanted = index
-        error, ended = self._error, self._ended
+        error, lost = self._error, self._lost(work, index)
         if part_path(work, index).exists():
+            self._wanted = index + 1
             return True
         if isinstance(error, InputError):
             raise error
@@ -86,52 +97,118 @@ class Datatrove:
             raise InputError(
                 "a worker process was killed (was memory short?): the same command goes on, perhaps with fewer --workers"
             ) from error
-        if error is not None or ended or self._left_slurm():
-            what = f": {type(error).__name__}: {error}" if error else ""
-            raise InputError(f"a task of the {self._executor} executor failed{what}; see {work / 'datatrove'}") from error
+        if isinstance(error, subprocess.CalledProcessError):
+            raise InputError(
+                f"{error.cmd[0]} failed, for the reason above: see to --slurm_partition, --slurm_time, and what sbatch takes "
+                "from the environment (SBATCH_ACCOUNT, SBATCH_QOS)"
+            ) from error
+        if error is not None:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"a task of the {self.name} executor failed ({what}); see {work / 'datatrove'}") from error
+        if lost:
+            raise InputError(
+                f"a task of the {self.name} executor ended without its result (cancelled, or out of memory or time?): "
+                f"the same command goes on; see {work / 'datatrove'}"
+            )
         return False
 
     def stop(self) -> None:
         self._stopped.set()
-        if self._thread and self._executor != "slurm":
-            self._thread.join(None if self._executor == "local" else 60)
+        if self._thread:
+            self._thread.join()
 
-    def _left_slurm(self) -> bool:
-        """Whether Slurm has nothing left to do: asked once a minute, and believed the second time."""
-        if self._executor != "slurm" or self._thread.is_alive() or time.monotonic() - self._asked < SLURM_ASKED_SECONDS:
+    def _make(self, work: pathlib.Path, first: int, count: int) -> "PipelineExecutor":
+        from t6jax.data.tasks import LocalExecutor
+
+        return LocalExecutor(work, first, count, self._workers, self._may_begin, self._stopped)
+
+    def _may_begin(self, index: int) -> bool:
+        """So far ahead of what is wanted that nobody waits, and not further, for the sake of the disk."""
+        return index < self._wanted + 4 * self._workers + 4
+
+    def _lost(self, work: pathlib.Path, index: int) -> bool:
+        """Whether nobody makes part `index` any more."""
+        return self._ended
+
+
+class Ray(Local):
+    """Tasks on the Ray cluster of RAY_ADDRESS, or else one of this machine."""
+
+    name = "ray"
+
+    def _make(self, work: pathlib.Path, first: int, count: int) -> "PipelineExecutor":
+        import ray
+
+        from t6jax.data.tasks import RayExecutor
+
+        if not ray.is_initialized():
+            paths = os.pathsep.join(filter(None, (PACKAGE_FOLDER, os.environ.get("PYTHONPATH"))))
+            ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, logging_level="error", log_to_driver=False)
+        return RayExecutor(work, first, count, self._workers, self._may_begin, self._stopped)
+
+
+class Slurm(Local):
+    """Tasks in the jobs of an array, whose name tells one preparation's from another's."""
+
+    name = "slurm"
+
+    def stop(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._end(cancel=self._wanted < self._count)
+
+    def _make(self, work: pathlib.Path, first: int, count: int) -> "PipelineExecutor":
+        from t6jax.data.tasks import SlurmExecutor
+
+        if " " in str(work):
+            raise InputError(f"sbatch takes no path with spaces: give another --out than {work.with_suffix('')}")
+        self._job_name = f"t6jax-prepare-{hashlib.sha256(os.fsencode(work)).hexdigest()[:8]}"
+        self._asked, self._gone = time.monotonic(), False
+        if self._queued():  # a process that was killed left them
+            self._end(cancel=True)
+        for path in (work / PARTS).glob("*.error"):
+            path.unlink()
+        # jobs begin in a shell that knows nothing of the environment of this process
+        paths = {"PATH": str(pathlib.Path(sys.executable).parent), "PYTHONPATH": PACKAGE_FOLDER}
+        setting = "; ".join(f"export {name}={shlex.quote(path)}:${name}" for name, path in paths.items())
+        return SlurmExecutor(
+            work,
+            first,
+            count,
+            self._workers,
+            job_name=self._job_name,
+            slurm_logs_folder=str(work / "datatrove" / "slurm"),
+            env_command=setting,
+            qos=None,
+            tasks_per_job=-(-count // SLURM_ARRAY),
+            with_srun=False,  # in a job within a job it would find two requests for memory, and refuse
+            **self._options,
+        )
+
+    def _lost(self, work: pathlib.Path, index: int) -> bool:
+        if error_path(work, index).exists():
+            raise InputError(error_path(work, index).read_text())
+        # asked now and then, and believed the second time: the part may be late on a shared disk
+        if self._thread.is_alive() or time.monotonic() - self._asked < SLURM_ASKED_SECONDS:
             return False
         self._asked = time.monotonic()
-        queue = subprocess.run(["squeue", "-h", "-j", str(self._running.job_id)], capture_output=True, text=True, check=False)
-        gone, was_gone = not queue.stdout.strip(), self._gone
-        self._gone = gone
-        return gone and was_gone
+        queued = self._queued()
+        gone = queued is not None and self._running.job_of(index) not in queued
+        gone, self._gone = gone and self._gone == index, index if gone else None
+        return gone
 
-    def _make(self, work: pathlib.Path, first: int, count: int) -> Any:
-        from t6jax.data.tasks import LocalExecutor, SlurmExecutor, TokenizeUnits
+    def _end(self, cancel: bool) -> None:
+        if cancel:
+            subprocess.run(["scancel", f"--name={self._job_name}"], check=False)
+        until = time.monotonic() + SLURM_END_SECONDS
+        while self._queued() != set() and time.monotonic() < until:  # they write in the folder that goes away
+            time.sleep(0.5)
 
-        if self._executor == "local":
-            # so far ahead of what is wanted that nobody waits, and not further, for the sake of the disk
-            may_begin = lambda rank: rank < self._wanted + 4 * self._workers + 4
-            return LocalExecutor(work, first, count, self._workers, may_begin, self._stopped)
-        common = {
-            "pipeline": [TokenizeUnits(work)],
-            "tasks": count,
-            "workers": self._workers,
-            "logging_dir": str(work / "datatrove"),
-        }
-        if self._executor == "slurm":
-            logs = str(work / "datatrove" / "slurm")
-            # jobs begin in a shell that knows nothing of the environment of this process
-            paths = {"PATH": pathlib.Path(sys.executable).parent, "PYTHONPATH": pathlib.Path(t6jax.__file__).parent.parent}
-            setting = "; ".join(f"export {name}={shlex.quote(str(path))}:${name}" for name, path in paths.items())
-            options = self._options | {"slurm_logs_folder": logs, "env_command": setting, "qos": None}
-            return SlurmExecutor(**common, job_name="t6jax-prepare", **options)
-        try:
-            from datatrove.executor import RayPipelineExecutor
-
-            return RayPipelineExecutor(**common, **self._options)
-        except ImportError as e:
-            raise InputError(f"--executor=ray needs Ray: pip install 'datatrove[ray]' ({e})") from e
+    def _queued(self) -> set[str] | None:
+        """The jobs that wait or run, as ARRAY_INDEX; None where Slurm does not answer."""
+        ask = ["squeue", "--noheader", "--array", f"--name={self._job_name}", "--format=%F_%K"]
+        answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+        return None if answer.returncode else set(answer.stdout.split())
 
 
 def check_executor(executor: str, workers: int) -> None:
@@ -140,10 +217,14 @@ def check_executor(executor: str, workers: int) -> None:
         raise InputError(f"--executor must be one of {', '.join(EXECUTORS)}; got {executor!r}")
     if workers < 1:
         raise InputError(f"--workers must be at least 1; got {workers}")
+    if executor == "slurm" and not shutil.which("sbatch"):
+        raise InputError("--executor=slurm needs Slurm's commands, and sbatch is not in PATH: start it where jobs are handed in")
+    if executor == "ray" and not importlib.util.find_spec("ray"):
+        raise InputError("--executor=ray needs Ray: pip install 'datatrove[ray]'")
 
 
 def make_producer(executor: str, workers: int, options: Mapping[str, Any]) -> Producer:
     """executor: one of EXECUTORS. options: of datatrove's executor, such as Slurm's time and partition."""
     if executor == "local" and workers == 1:
         return InProcess()
-    return Datatrove(executor, workers, options)
+    return {"local": Local, "slurm": Slurm, "ray": Ray}[executor](workers, options)

@@ -36,6 +36,11 @@ def part_path(work: pathlib.Path, index: int) -> pathlib.Path:
     return work / PARTS / f"{index:06d}.npz"
 
 
+def error_path(work: pathlib.Path, index: int) -> pathlib.Path:
+    """Where a task says why it could not make a part."""
+    return part_path(work, index).with_suffix(".error")
+
+
 def tokenize_unit(work: pathlib.Path, index: int) -> None:
     """Writes the part of the index-th unit, beside its place first, unless it is there already."""
     path = part_path(work, index)

@@ -112,7 +112,6 @@ def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, s
         part = read_part(part_path(work, index))
         if part is None:
             part_path(work, index).unlink()
-            (work / "datatrove" / "completions" / f"{index:05d}").unlink(missing_ok=True)
             raise InputError(f"{part_path(work, index)} was not whole, and is deleted: the same command makes it anew")
         merger.add(index, part)
         progress.report(index + 1)

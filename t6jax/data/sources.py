@@ -75,7 +75,7 @@ def make_plan(
         raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
     path = pathlib.Path(source, subset)
     if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
-        return _text_plan(PYTHON if source == PYTHON else str(path), validation_fraction, validation_bytes, unit_bytes)
+        return _text_plan(PYTHON if source == PYTHON else str(path.absolute()), validation_fraction, validation_bytes, unit_bytes)
     if path.exists():
         folder, files = str(path.parent.absolute() if path.is_file() else path.absolute()), _local_files(path)
     elif "://" in source:

@@ -1,22 +1,27 @@
-"""What datatrove runs: a pipeline of one step, which tokenizes the unit of its task's rank; and its executor on one machine."""
+"""What datatrove runs: a pipeline of one step, which tokenizes the unit of its task's rank; and executors that run it."""
 
 import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
+from typing import Any
 
 from datatrove.executor import SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.stats import PipelineStats
 from loguru import logger
 
-from t6jax.data.parts import part_path, tokenize_unit
+from t6jax.data.parts import error_path, part_path, tokenize_unit
+from t6jax.data.shards import write_whole
+from t6jax.errors import InputError
 
 # a task would report its start, pipeline and statistics on the terminal; what fails is raised
 logger.disable("datatrove")
+TASK_BYTES = 2**31  # of memory, that Ray keeps for a task: what datatrove asks of Slurm
 
 
 class TokenizeUnits(PipelineStep):
@@ -38,11 +43,8 @@ class TokenizeUnits(PipelineStep):
         yield  # a step is a generator
 
 
-class LocalExecutor(PipelineExecutor):
-    """Tasks first to tasks - 1 over processes of this machine.
-
-    In place of datatrove's own LocalPipelineExecutor, which waits for ever for the task of a process that was killed (as it
-    is where memory runs out), leaves processes behind when it is killed itself, and runs ahead without bound.
+class _InOrder(PipelineExecutor):
+    """Tasks first to tasks - 1, begun in their order, as many as `at_once`.
 
     may_begin: rank -> whether the task may begin. stopped: set from another thread to end early.
     """
@@ -66,35 +68,115 @@ class LocalExecutor(PipelineExecutor):
 
     def get_distributed_env(self, node_rank: int = -1) -> dict[str, str]:
         keys = ("node_ips", "cpus_per_task", "mem_per_cpu", "gpus_on_node")
-        return {f"datatrove_{key}": "" for key in keys} | {"datatrove_executor": "LOCAL"}
+        return {f"datatrove_{key}": "" for key in keys} | {"datatrove_executor": type(self).__name__}
 
-    def run(self) -> None:
-        """Runs the tasks in order; raises the first error of one, BrokenProcessPool where a process was killed."""
-        running: set[Future] = set()
-        pool = ProcessPoolExecutor(self._workers, get_context("forkserver"), initializer=_end_with_parent)
-        try:
-            for rank in range(self._first, self._tasks):
-                while len(running) > self._workers or not self._may_begin(rank):
-                    done, running = wait(running, 0.1, FIRST_COMPLETED) if running else (time.sleep(0.05) or set(), running)
-                    for future in done:
-                        future.result()
-                    if self._stopped.is_set():
-                        return
-                running.add(pool.submit(self._run_for_rank, rank, 1))
-            for future in running:
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _run_all(self, at_once: int, submit: Callable[[int], Any], wait: Callable, result: Callable[[Any], Any]) -> None:
+        """submit: rank -> a running task. wait: running tasks -> (done, running), soon. result: raises a done task's error."""
+        running: Collection[Any] = []
+        for rank in range(self._first, self._tasks):
+            while len(running) >= at_once or not self._may_begin(rank):
+                done, running = wait(running) if running else (time.sleep(0.05) or [], running)
+                for task in done:
+                    result(task)
+                if self._stopped.is_set():
+                    return
+            running = [*running, submit(rank)]
+        while running and not self._stopped.is_set():
+            done, running = wait(running)
+            for task in done:
+                result(task)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_may_begin": None, "_stopped": None}  # of no use in a task's process
 
 
+class LocalExecutor(_InOrder):
+    """Over processes of this machine.
+
+    In place of datatrove's own LocalPipelineExecutor, which waits for ever for the task of a process that was killed (as it
+    is where memory runs out), leaves processes behind when it is killed itself, and runs ahead without bound.
+    """
+
+    def run(self) -> None:
+        """Raises the first error of a task, BrokenProcessPool where a process was killed."""
+        pool = ProcessPoolExecutor(self._workers, get_context("forkserver"), initializer=_end_with_parent)
+        submit = lambda rank: pool.submit(self._run_for_rank, rank, 1)
+        try:
+            # one task more than processes, so that none of them waits
+            self._run_all(self._workers + 1, submit, lambda running: wait(running, 0.1, FIRST_COMPLETED), Future.result)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class RayExecutor(_InOrder):
+    """Over a Ray cluster, on storage that its machines share.
+
+    In place of datatrove's own RayPipelineExecutor, which keeps a task's error to itself, cannot be stopped, and runs ahead
+    without bound.
+    """
+
+    def run(self) -> None:
+        """Raises the first error of a task, Ray's own where its process was killed again and again."""
+        import ray
+
+        executor = ray.put(self)
+        run = ray.remote(num_cpus=1, memory=TASK_BYTES)(_run_for_rank)
+        begun = set()  # and not seen to have ended
+
+        def submit(rank):
+            task = run.remote(executor, rank)
+            begun.add(task)
+            return task
+
+        def result(task):
+            begun.discard(task)
+            try:
+                ray.get(task)
+            except ray.exceptions.RayTaskError as e:
+                raise e.cause from e
+
+        try:
+            self._run_all(self._workers, submit, lambda running: ray.wait(running, timeout=0.1), result)
+        finally:
+            for task in begun:
+                ray.cancel(task)
+            if begun:
+                ray.wait([*begun], num_returns=len(begun), timeout=60)
+
+
+def _run_for_rank(executor: PipelineExecutor, rank: int) -> None:
+    executor._run_for_rank(rank, 1)
+
+
 class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's executor on Slurm, without its last job, which would gather statistics in a folder that is gone by then."""
+    """datatrove's executor on Slurm, for the tasks from `first` on whose parts are missing. What a task raises is written down.
+
+    Without its last job, which would gather statistics in a folder that is gone by then.
+    """
+
+    def __init__(self, work: pathlib.Path, first: int, tasks: int, workers: int, **options):
+        logs = str(work / "datatrove")
+        super().__init__([TokenizeUnits(work)], tasks=tasks, workers=workers, logging_dir=logs, skip_completed=False, **options)
+        self._work, self._first = work, first
+
+    def get_incomplete_ranks(self, ranks=None, skip_completed=None) -> list[int]:
+        self._ranks = [rank for rank in range(self._first, self.tasks) if not part_path(self._work, rank).exists()]
+        return self._ranks
+
+    def job_of(self, rank: int) -> str | None:
+        """The job that runs a task, as ARRAY_INDEX; None where no job does."""
+        return f"{self.job_id}_{self._ranks.index(rank) // self.tasks_per_job}" if rank in self._ranks else None
 
     def launch_merge_stats(self) -> None:
         pass
+
+    def _run_for_rank(self, rank: int, *args, **options) -> PipelineStats:
+        try:
+            return super()._run_for_rank(rank, *args, **options)
+        except Exception as e:
+            what = str(e) if isinstance(e, InputError) else f"a task failed ({type(e).__name__}: {e}); see {self._work}/datatrove"
+            write_whole(error_path(self._work, rank), what.encode())
+            raise
 
 
 def _end_with_parent() -> None:
