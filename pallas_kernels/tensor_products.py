@@ -34,6 +34,15 @@ class Product:
     dim: int
     rotate: bool
 
+    @property
+    def stop(self) -> int:
+        """Where the last of its factors ends."""
+        return max(self.offset_a + self.rank * head_room(self.heads), self.offset_b + self.rank * self.dim)
+
+    def behind(self, start: int) -> "Product":
+        """The same in rows without their first `start` numbers."""
+        return dataclasses.replace(self, offset_a=self.offset_a - start, offset_b=self.offset_b - start)
+
 
 def head_room(heads: int) -> int:
     """Numbers that a rank of a takes in a row: up to a multiple of HEADS, so that all loads are aligned."""
@@ -178,7 +187,7 @@ def _contract_kernel(rows, cos, sin, *refs, products):
         for i, y in enumerate((y1, y2)):
             place = out.at[token, _numbers(p.offset_b + i * half, RANKS, p.dim, half)]
             plgpu.store(place, y.astype(out.dtype), mask=mask)
-    used, width = max(max(p.offset_a + p.rank * head_room(p.heads), p.offset_b + p.rank * p.dim) for p in products), out.shape[1]
+    used, width = max(p.stop for p in products), out.shape[1]
     if used < width:
         zeros = jnp.zeros((HEADS,), out.dtype)
 

@@ -216,30 +216,47 @@ class Factored(Attention):
     def __call__(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T d_model"], Any]:
-        if not self.config.linear or not worth_copying_weights(x) or parallel.sequence_parts() > 1:
+        if not self.config.linear or not worth_copying_weights(x):
             return super().__call__(x, positions, segment_ids)
         rows, products = self.joined_factors(x)
-        cos, sin = self.rope.tables(positions, self.config.head_dim)
-        *query, key, value = expand(rows, cos, sin, tuple(products.values()))
-        query = query[0] if query else self.query(x, positions)
-        (a_k, b_k), (a_v, b_v) = (factors(rows, products[name]) for name in ("k", "v"))
+        (a_k, b_k), (a_v, b_v) = (factors(rows, products[name]) for name in "kv")
         entry = TPAEntry(a_k, self.rope(b_k, positions), a_v, b_v)
+        if parallel.sequence_parts() == 1:
+            *query, key, value = self._expanded(rows, positions, *products.values())
+        else:
+            # along a sequence split over devices the factors of keys and values travel
+            start, stop = products["k"].offset_a, products["v"].stop
+            query = self._expanded(rows[..., :start], positions, products["q"]) if "q" in products else []
+            keys_values, all_positions, segment_ids = parallel.whole_sequence((rows[..., start:stop], positions, segment_ids))
+            key, value = self._expanded(keys_values, all_positions, *(products[name].behind(start) for name in "kv"))
+        query = query[0] if query else self.query(x, positions)
         return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry
 
+    def _expanded(
+        self, rows: Float[Array, "B T W"], positions: Int[Array, "B T"], *products: Product
+    ) -> list[Float[Array, "B T H D"]]:
+        cos, sin = self.rope.tables(positions, self.config.head_dim)
+        return expand(rows, cos, sin, products)
+
     def joined_factors(self, x: Float[Array, "B T d_model"]) -> tuple[Float[Array, "B T W"], dict[str, Product]]:
-        """All factors of each token in one row, from one matrix product, and where those of q, k and v lie in it."""
-        names = [name for name in "qkv" if hasattr(self, f"w_a_{name}")]
-        a, b = ({name: self.weight(getattr(self, f"w_{side}_{name}")) for name in names} for side in "ab")
+        """All factors of each token in one row, from one matrix product, and where those of q, k and v lie in it.
+
+        What the query needs comes first, then what keys and values need.
+        """
         heads = self.w_a_k.shape[-1]
-        a = {name: jnp.pad(w, ((0, 0), (0, 0), (0, head_room(heads) - heads))) for name, w in a.items()}
-        blocks = [w.reshape(w.shape[0], -1) for w in (*a.values(), *b.values())]
-        starts = list(itertools.accumulate((w.shape[1] for w in blocks), initial=0))
-        products = {
-            name: Product(starts[i], starts[len(names) + i], w.shape[1], heads, b[name].shape[-1], rotate=name != "v")
-            for i, (name, w) in enumerate(a.items())
-        }
-        joined = jnp.concatenate(blocks, axis=1)
-        return x @ pad_columns(joined), products
+        weights = {}  # (side, name) -> a factor map
+        for names in ("q", "kv") if hasattr(self, "w_a_q") else ("kv",):
+            for side, name in itertools.product("ab", names):
+                w = self.weight(getattr(self, f"w_{side}_{name}"))
+                room = head_room(heads) - heads if side == "a" else 0
+                weights[side, name] = jnp.pad(w, ((0, 0), (0, 0), (0, room)))
+        blocks = [w.reshape(w.shape[0], -1) for w in weights.values()]
+        starts = dict(zip(weights, itertools.accumulate((w.shape[1] for w in blocks), initial=0), strict=False))
+        products = {}
+        for _, name in (key for key in weights if key[0] == "a"):
+            _, rank, dim = weights["b", name].shape
+            products[name] = Product(starts["a", name], starts["b", name], rank, heads, dim, rotate=name != "v")
+        return x @ pad_columns(jnp.concatenate(blocks, axis=1)), products
 
     def empty_cache(self, batch: int, max_length: int) -> TPACache:
         return TPACache.from_factors(*self.stored(self.empty_entry(batch, max_length)), rope=self.late_rope)
