@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -19,6 +21,14 @@ TINY = {
     "dtype": "float32",
     "attention": {"name": "tpa", "num_heads": 5, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
 }
+# the folder in which processes that the tests start keep what they have compiled, for the next one
+COMPILED = "T6JAX_TESTS_COMPILED"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if COMPILED not in os.environ:  # where tests run in several processes, these inherit it
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="t6jax-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True))
 
 
 @pytest.fixture
@@ -69,4 +79,6 @@ def command(name: str, *flags: str) -> list[str]:
 
 
 def process_options() -> dict:
-    return {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
+    kept = {"COMPILATION_CACHE_DIR": os.environ[COMPILED], "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept |= {"PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "PLATFORMS": "cpu"}
+    return {"cwd": ROOT, "env": os.environ | {f"JAX_{name}": value for name, value in kept.items()}, "text": True}
