@@ -27,18 +27,21 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Unit(NamedTuple):
-    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size: bytes of text, about."""
+    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size: bytes of text, about.
+    file_size: in bytes, of the file at `path`.
+    """
 
     path: str
     start: int
     stop: int
     size: int
+    file_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL. fingerprint: of its files' names
-    and sizes.
+    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL, on the Hugging Face hub with its commit.
+    fingerprint: of its files' names and sizes.
 
     validation_units: how many of the units, the first, are the validation text; 0: the first shard is.
     validation_fraction, validation_bytes: as `make_plan` was given them.
@@ -51,6 +54,11 @@ class Plan:
     validation_fraction: float
     validation_bytes: int
     units: tuple[Unit, ...]
+
+    @property
+    def revision(self) -> str:
+        """The commit that holds the files, where they are on the Hugging Face hub; else empty."""
+        return self.folder.partition("@")[2].partition("/")[0] if self.folder.startswith(records.HUB) else ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -73,16 +81,18 @@ def make_plan(
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
+    first = functools.partial(records.tried, attempts=records.FIRST_ATTEMPTS)
     path = pathlib.Path(source, subset)
     if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
         return _text_plan(PYTHON if source == PYTHON else str(path.absolute()), validation_fraction, validation_bytes, unit_bytes)
     if path.exists():
         folder, files = str(path.parent.absolute() if path.is_file() else path.absolute()), _local_files(path)
     elif "://" in source:
-        folder = source.rstrip("/") + (f"/{subset}" if subset else "")
-        files = records.list_files(folder, ["**"])
+        url = source.rstrip("/") + (f"/{subset}" if subset else "")
+        folder = first(lambda: records.pinned(url))
+        files = first(lambda: records.list_files(folder, ["**"]))
     elif HUB_NAME.fullmatch(source):
-        folder, files = f"hf://datasets/{source}", records.list_hub(source, subset)
+        folder, files = first(lambda: records.list_hub(source, subset))
     else:
         raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
     kind = _kind(files)
@@ -93,8 +103,8 @@ def make_plan(
         unit_bytes *= REMOTE_UNITS
     ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
-        ranges = pool.map(lambda f: ranges_of(folder, *f, unit_bytes), files)
-        units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
+        ranges = pool.map(lambda f: first(lambda: ranges_of(folder, *f, unit_bytes)), files)
+        units = [Unit(name, *r, size) for (name, size), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
         raise InputError(f"data.source={source!r} holds no text")
     return Plan(kind, folder, _fingerprint(files), 0, validation_fraction, validation_bytes, tuple(units))
@@ -109,9 +119,9 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
         training, validation = _split(plan.folder, plan.validation_fraction, plan.validation_bytes)
         texts = (document.read() for document in (validation + training)[unit.start : unit.stop])
     elif plan.kind == PARQUET:
-        texts = records.read_parquet(plan.folder, unit.path, unit.start, unit.stop)
+        texts = records.read_parquet(plan.folder, unit.path, unit.start, unit.stop, unit.file_size)
     else:
-        texts = records.read_jsonl(plan.folder, unit.path, unit.start, unit.stop)
+        texts = records.read_jsonl(plan.folder, unit.path, unit.start, unit.stop, unit.file_size)
     return (text for text in texts if text)
 
 
