@@ -209,7 +209,7 @@ def _remote_error(name: str, e: Exception) -> InputError:
         (errors.RepositoryNotFoundError, f"is not on the Hugging Face hub, or is private: {PRIVATE}"),
         (
             errors.RevisionNotFoundError,
-            "is gone from the hub, with that revision: delete the interrupted preparation to start again with what is there now",
+            "is not on the hub at that revision (any more): check it, and delete what a preparation that began with it left",
         ),
         (errors.OfflineModeIsEnabled, "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files"),
         ((FileNotFoundError, errors.EntryNotFoundError), "does not exist: check the name"),

@@ -162,4 +162,4 @@ def test_killed_it_goes_on_with_the_revision_it_began_with(hub, local, tmp_path)
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["revision"] == began != now
     del hub.commits[began]
     *_, last = end(start(hub, tmp_path / "gone", "--workers=1"), status=1).splitlines()
-    assert began in last and "is gone from the hub, with that revision: delete the interrupted preparation" in last
+    assert began in last and "is not on the hub at that revision (any more): check it, and delete what a preparation" in last
