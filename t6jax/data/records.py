@@ -18,7 +18,7 @@ from t6jax.errors import InputError
 COLUMN = "text"
 HUB = "hf://datasets/"
 ROWS = 1000  # read at once
-REMOTE_BLOCK = 2**24  # bytes of a Parquet file asked for at once: the hub counts requests, 10 a second without a token
+HUB_BLOCK = 2**24  # bytes of a Parquet file asked for at once: the hub counts requests, 10 a second without a token
 ATTEMPTS = 5  # waiting 1, 4, 16 and 64 seconds between them
 FIRST_ATTEMPTS = 3  # where nothing is lost yet, and the mistake may be the user's
 PRIVATE = "check the name, and set HF_TOKEN to a token that may read it"
@@ -79,7 +79,7 @@ def pinned(url: str) -> str:
 
 def parquet_ranges(folder: str, path: str, size: int, unit_bytes: int) -> list[tuple[int, int, int]]:
     """(first row group, end, bytes of text) of the stretches of a Parquet file with about unit_bytes of text."""
-    metadata = _metadata(folder, path, size)
+    metadata = _metadata(folder, path)
     column = _text_column(metadata)
     if column is None:
         raise InputError(f"{folder}/{path} has no column {COLUMN!r}")
@@ -107,28 +107,28 @@ def runs(sizes: Iterable[int], least: int) -> list[tuple[int, int, int]]:
     return [*out, (start, stop, total)] if stop > start else out
 
 
-def read_parquet(folder: str, path: str, start: int, stop: int, size: int) -> Iterator[bytes | None]:
-    """The texts of row groups start to stop of a file of that size."""
+def read_parquet(folder: str, path: str, start: int, stop: int) -> Iterator[bytes | None]:
+    """The texts of row groups start to stop."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metadata, options = (_metadata_of_last if _remote(folder) else _metadata)(folder, path, size), {}
-    if _remote(folder):  # what is read ahead ends where the stretch does
+    metadata, options = (_metadata_of_last if _remote(folder) else _metadata)(folder, path), {}
+    if folder.startswith(HUB):  # the file ends, for what is read ahead, where the stretch does
         last = metadata.row_group(stop - 1).column(_text_column(metadata))
         begin = last.dictionary_page_offset or last.data_page_offset
-        size, options = begin + last.total_compressed_size, {"block_size": REMOTE_BLOCK}
+        options = {"block_size": HUB_BLOCK, "size": begin + last.total_compressed_size}
     with (
         _reading(folder, path),
-        _open(folder, path, size, **options) as f,
+        _folder(folder).open(path, "rb", **options) as f,
         pq.ParquetFile(f, metadata=metadata, pre_buffer=False) as file,  # in order: what is read ahead is used
     ):
         for batch in file.iter_batches(ROWS, row_groups=[*range(start, stop)], columns=[COLUMN]):
             yield from batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
 
 
-def read_jsonl(folder: str, path: str, start: int, stop: int, size: int) -> Iterator[bytes | None]:
-    """The texts of the lines that begin at bytes start to stop of a file of that size; of a compressed file, all."""
-    with _reading(folder, path), _open_lines(folder, path, size) as file:
+def read_jsonl(folder: str, path: str, start: int, stop: int) -> Iterator[bytes | None]:
+    """The texts of the lines that begin at bytes start to stop; of a compressed file, all."""
+    with _reading(folder, path), _open_lines(folder, path) as file:
         compressed = not path.endswith(".jsonl")
         at = start
         if start:  # what the stretch before ends with
@@ -148,10 +148,10 @@ def read_jsonl(folder: str, path: str, start: int, stop: int, size: int) -> Iter
             at += len(line)
 
 
-def _metadata(folder: str, path: str, size: int) -> Any:
+def _metadata(folder: str, path: str) -> Any:
     import pyarrow.parquet as pq
 
-    with _reading(folder, path), _open(folder, path, size) as f:
+    with _reading(folder, path), _folder(folder).open(path, "rb") as f:
         return pq.read_metadata(f)
 
 
@@ -162,14 +162,9 @@ def _text_column(metadata: Any) -> int | None:
     return next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == COLUMN), None)
 
 
-def _open(folder: str, path: str, size: int, **options: Any) -> IO[bytes]:
-    """Opens a file, over a network as one of that size, which would be asked for else."""
-    return _folder(folder).open(path, "rb", **({"size": size} | options if _remote(folder) else {}))
-
-
 @contextlib.contextmanager
-def _open_lines(folder: str, path: str, size: int) -> Iterator[IO[bytes]]:
-    with _open(folder, path, size) as f:
+def _open_lines(folder: str, path: str) -> Iterator[IO[bytes]]:
+    with _folder(folder).open(path, "rb") as f:
         if path.endswith(".jsonl"):
             yield f
             return

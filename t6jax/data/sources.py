@@ -27,15 +27,12 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Unit(NamedTuple):
-    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size: bytes of text, about.
-    file_size: in bytes, of the file at `path`.
-    """
+    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size: bytes of text, about."""
 
     path: str
     start: int
     stop: int
     size: int
-    file_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +101,7 @@ def make_plan(
     ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
         ranges = pool.map(lambda f: first(lambda: ranges_of(folder, *f, unit_bytes)), files)
-        units = [Unit(name, *r, size) for (name, size), rs in zip(files, ranges, strict=True) for r in rs]
+        units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
         raise InputError(f"data.source={source!r} holds no text")
     return Plan(kind, folder, _fingerprint(files), 0, validation_fraction, validation_bytes, tuple(units))
@@ -119,9 +116,9 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
         training, validation = _split(plan.folder, plan.validation_fraction, plan.validation_bytes)
         texts = (document.read() for document in (validation + training)[unit.start : unit.stop])
     elif plan.kind == PARQUET:
-        texts = records.read_parquet(plan.folder, unit.path, unit.start, unit.stop, unit.file_size)
+        texts = records.read_parquet(plan.folder, unit.path, unit.start, unit.stop)
     else:
-        texts = records.read_jsonl(plan.folder, unit.path, unit.start, unit.stop, unit.file_size)
+        texts = records.read_jsonl(plan.folder, unit.path, unit.start, unit.stop)
     return (text for text in texts if text)
 
 
