@@ -7,21 +7,19 @@ can tokenize any unit of it.
 import functools
 import os
 import pathlib
-import time
 import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
+from t6jax.data.records import tried
 from t6jax.data.shards import DTYPES, version_for
 from t6jax.data.sources import Plan, read_unit
 from t6jax.data.tokenizers import Tokenizer, kept_tokenizer
-from t6jax.errors import InputError
 
 PLAN = "plan.json"
 TOKENIZER_NAME = "tokenizer_name"
 PARTS = "parts"
-ATTEMPTS = 5  # at a source that is read over a network
 
 
 class Part(NamedTuple):
@@ -47,16 +45,7 @@ def tokenize_unit(work: pathlib.Path, index: int) -> None:
     if path.exists():
         return
     plan, tokenizer = _plan(work), _tokenizer(work)
-    for attempt in range(ATTEMPTS):
-        try:
-            part = _tokenize(plan, index, tokenizer)
-            break
-        except Exception as e:
-            if "://" not in plan.folder or isinstance(e, MemoryError):
-                raise
-            if attempt == ATTEMPTS - 1:
-                raise InputError(f"{plan.folder}/{plan.units[index].path} cannot be read ({type(e).__name__}: {e})") from e
-            time.sleep(4**attempt)
+    part = tried(lambda: _tokenize(plan, index, tokenizer))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as f:
         np.savez(f, **part._asdict())

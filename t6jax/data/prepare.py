@@ -70,14 +70,14 @@ def prepare(
     }
     if out.exists():
         return _prepared(out, settings)
-    plan = make_plan(
+    work = out.with_name(out.name + ".partial")
+    plan = _kept_plan(work, settings) or make_plan(
         source,
         subset,
         validation_fraction=validation_fraction,
         validation_bytes=shard_tokens,
         unit_bytes=unit_bytes,
     )
-    work = out.with_name(out.name + ".partial")
     work.mkdir(parents=True, exist_ok=True)
     with _lock(work):
         for path in work.glob("*.partial"):  # what a kill cut short
@@ -95,7 +95,7 @@ def prepare(
                 producer.stop()
             if not merger.splits["train"]["tokens"]:
                 raise InputError(f"{source!r} holds too little text to validate and to train on: {merger.tokens} tokens")
-            _write_manifest(work, settings, tokenizer, merger)
+            _write_manifest(work, settings, plan.revision, tokenizer, merger)
         for name in WORKING_FILES:
             path = work / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -125,6 +125,14 @@ def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+def _kept_plan(work: pathlib.Path, settings: Mapping[str, Any]) -> Plan | None:
+    """The plan of an interrupted preparation, where it holds to a commit on the hub, which may have another by now."""
+    if not all((work / name).exists() for name in (SETTINGS, PLAN)) or json.loads((work / SETTINGS).read_text()) != settings:
+        return None
+    plan = Plan.from_json((work / PLAN).read_text())
+    return plan if plan.revision else None
+
+
 def _start(work: pathlib.Path, settings: Mapping[str, Any], plan: Plan, tokenizer: Tokenizer, say: Callable | None) -> None:
     """Writes down all that tokenizing a unit needs; or checks it, where an interrupted preparation left it."""
     found = work / SETTINGS
@@ -136,7 +144,7 @@ def _start(work: pathlib.Path, settings: Mapping[str, Any], plan: Plan, tokenize
         if (work / PLAN).read_text() != plan.to_json():
             raise InputError(f"the files of {settings['source']!r} changed since {work} was begun: delete it to start again")
         if say:
-            say(f"going on in {work}")
+            say(f"going on in {work}" + (f" with revision {plan.revision}" if plan.revision else ""))
         return
     (work / PARTS).mkdir(exist_ok=True)
     tokenizer.save(work)
@@ -145,11 +153,12 @@ def _start(work: pathlib.Path, settings: Mapping[str, Any], plan: Plan, tokenize
     write_whole(found, json.dumps(settings).encode())  # last: where it is, the others are
 
 
-def _write_manifest(work: pathlib.Path, settings: Mapping[str, Any], tokenizer: Tokenizer, merger: Merger) -> None:
+def _write_manifest(work: pathlib.Path, settings: Mapping[str, Any], revision: str, tokenizer: Tokenizer, merger: Merger) -> None:
     manifest = {
         "format": FORMAT,
         "source": settings["source"],
         "subset": settings["subset"],
+        **({"revision": revision} if revision else {}),
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,

@@ -37,8 +37,8 @@ class Unit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL. fingerprint: of its files' names
-    and sizes.
+    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL, on the Hugging Face hub with its commit.
+    fingerprint: of its files' names and sizes.
 
     validation_units: how many of the units, the first, are the validation text; 0: the first shard is.
     validation_fraction, validation_bytes: as `make_plan` was given them.
@@ -51,6 +51,11 @@ class Plan:
     validation_fraction: float
     validation_bytes: int
     units: tuple[Unit, ...]
+
+    @property
+    def revision(self) -> str:
+        """The commit that holds the files, where they are on the Hugging Face hub; else empty."""
+        return self.folder.partition("@")[2].partition("/")[0] if self.folder.startswith(records.HUB) else ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -73,16 +78,18 @@ def make_plan(
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
+    first = functools.partial(records.tried, attempts=records.FIRST_ATTEMPTS)
     path = pathlib.Path(source, subset)
     if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
         return _text_plan(PYTHON if source == PYTHON else str(path.absolute()), validation_fraction, validation_bytes, unit_bytes)
     if path.exists():
         folder, files = str(path.parent.absolute() if path.is_file() else path.absolute()), _local_files(path)
     elif "://" in source:
-        folder = source.rstrip("/") + (f"/{subset}" if subset else "")
-        files = records.list_files(folder, ["**"])
+        url = source.rstrip("/") + (f"/{subset}" if subset else "")
+        folder = first(lambda: records.pinned(url))
+        files = first(lambda: records.list_files(folder, ["**"]))
     elif HUB_NAME.fullmatch(source):
-        folder, files = f"hf://datasets/{source}", records.list_hub(source, subset)
+        folder, files = first(lambda: records.list_hub(source, subset))
     else:
         raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
     kind = _kind(files)
@@ -93,7 +100,7 @@ def make_plan(
         unit_bytes *= REMOTE_UNITS
     ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
-        ranges = pool.map(lambda f: ranges_of(folder, *f, unit_bytes), files)
+        ranges = pool.map(lambda f: first(lambda: ranges_of(folder, *f, unit_bytes)), files)
         units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
         raise InputError(f"data.source={source!r} holds no text")

@@ -1,7 +1,5 @@
 """Sources: every document with text is read once, in order, whatever the format; damage and absence are named."""
 
-import pathlib
-
 import pytest
 
 from t6jax import InputError
@@ -67,56 +65,31 @@ def test_a_url_is_read_as_the_folder_it_names(tmp_path, corpus):
     assert read(plan_of(f"file://{tmp_path}", "data")) == corpus
 
 
-class FakeHub:
-    """The hub's answers for a data set whose files lie in a local folder."""
-
-    def __init__(self, folder: pathlib.Path, configs):
-        self.folder, self.configs = folder, configs
-
-    def dataset_info(self, name, timeout):
-        assert name == "HuggingFaceFW/fineweb-edu"
-        return self
-
-    @property
-    def card_data(self):
-        return self
-
-    def to_dict(self):
-        return {"configs": self.configs}
-
-
-def test_the_hubs_card_says_which_files_a_subset_has(tmp_path, monkeypatch, corpus):
-    configs = [
-        {"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*"}]},
-        {"config_name": "sample-100BT", "data_files": [{"split": "train", "path": "sample/100BT/*"}]},
-    ]
-    write_parquet(tmp_path / "sample" / "100BT" / "000_00000.parquet", corpus[:30])
-    write_parquet(tmp_path / "sample" / "100BT" / "001_00000.parquet", corpus[30:])
-    write_parquet(tmp_path / "data" / "CC-MAIN-2024-10" / "train-0.parquet", ["other"])
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: FakeHub(tmp_path, configs))
-    opened, local = [], records._folder
-
-    def folder(url):
-        opened.append(url)
-        return local(str(tmp_path))
-
-    monkeypatch.setattr(records, "_folder", folder)
-    assert read(plan_of("HuggingFaceFW/fineweb-edu", "sample-100BT")) == corpus
-    assert set(opened) == {"hf://datasets/HuggingFaceFW/fineweb-edu"}
-    assert read(plan_of("HuggingFaceFW/fineweb-edu")) == ["other"]
-    with pytest.raises(InputError, match="fineweb-edu has no subset 'sample-1BT'; it has default, sample-100BT"):
-        plan_of("HuggingFaceFW/fineweb-edu", "sample-1BT")
-
-
-def test_without_a_network_the_hub_is_named(monkeypatch):
-    def dataset_info(self, name, timeout):
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
-    with pytest.raises(
-        InputError, match="'a/b' is no local folder, and the Hugging Face hub has no answer .* check the name and the"
+def test_the_files_that_a_card_names():
+    for configuration, patterns in (
+        ({"data_files": "a/*"}, ["a/*"]),
+        ({"data_files": ["a/*", "b.parquet"]}, ["a/*", "b.parquet"]),
+        ({"data_files": [{"split": "test", "path": "t/*"}, {"split": "train", "path": ["a/*", "b/*"]}]}, ["a/*", "b/*"]),
+        ({"data_files": [{"split": "test", "path": "t/*"}]}, ["t/*"]),
+        ({"data_dir": "a/"}, ["a/**"]),
+        ({"data_dir": "a", "data_files": "*.parquet"}, ["a/*.parquet"]),
+        ({}, ["**"]),
     ):
-        plan_of("a/b")
+        assert records._patterns(configuration) == patterns
+
+
+def test_a_network_is_waited_for_as_long_as_it_asks(monkeypatch):
+    waits, error = [], records.UnavailableError("no answer")
+    monkeypatch.setattr("time.sleep", waits.append)
+    error.wait = 9
+
+    def call():
+        raise error
+
+    with pytest.raises(InputError, match="no answer"):
+        records.tried(call)
+    assert waits == [9, 9, 16, 64]
+    assert [records._asked_to_wait(h) for h in ({}, {"Retry-After": "3"}, {"RateLimit": '"api";r=0;t=55'})] == [0, 4, 56]
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path, corpus):
