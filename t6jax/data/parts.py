@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t6jax.data.records import tried
+from t6jax.data.remote import tried
 from t6jax.data.shards import DTYPES, version_for
 from t6jax.data.sources import Plan, read_unit
 from t6jax.data.tokenizers import Tokenizer, kept_tokenizer

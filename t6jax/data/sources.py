@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from t6jax.data import records
+from t6jax.data import records, remote
 from t6jax.data.documents import PYTHON, Document, documents, split
 from t6jax.errors import InputError
 
@@ -55,7 +55,7 @@ class Plan:
     @property
     def revision(self) -> str:
         """The commit that holds the files, where they are on the Hugging Face hub; else empty."""
-        return self.folder.partition("@")[2].partition("/")[0] if self.folder.startswith(records.HUB) else ""
+        return self.folder.partition("@")[2].partition("/")[0] if self.folder.startswith(remote.HUB) else ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -78,7 +78,7 @@ def make_plan(
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
-    first = functools.partial(records.tried, attempts=records.FIRST_ATTEMPTS)
+    first = functools.partial(remote.tried, attempts=remote.FIRST_ATTEMPTS)
     path = pathlib.Path(source, subset)
     if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
         return _text_plan(PYTHON if source == PYTHON else str(path.absolute()), validation_fraction, validation_bytes, unit_bytes)
@@ -86,10 +86,10 @@ def make_plan(
         folder, files = str(path.parent.absolute() if path.is_file() else path.absolute()), _local_files(path)
     elif "://" in source:
         url = source.rstrip("/") + (f"/{subset}" if subset else "")
-        folder = first(lambda: records.pinned(url))
-        files = first(lambda: records.list_files(folder, ["**"]))
+        folder = first(lambda: remote.pinned(url))
+        files = first(lambda: remote.list_files(folder, ["**"]))
     elif HUB_NAME.fullmatch(source):
-        folder, files = first(lambda: records.list_hub(source, subset))
+        folder, files = first(lambda: remote.list_hub(source, subset))
     else:
         raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
     kind = _kind(files)

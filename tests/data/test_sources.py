@@ -3,7 +3,7 @@
 import pytest
 
 from t6jax import InputError
-from t6jax.data import records
+from t6jax.data import remote
 from t6jax.data.sources import Plan, make_plan, read_unit
 from tests.data.corpora import documents, with_empty_ones, write_jsonl, write_parquet
 
@@ -75,11 +75,11 @@ def test_the_files_that_a_card_names():
         ({"data_dir": "a", "data_files": "*.parquet"}, ["a/*.parquet"]),
         ({}, ["**"]),
     ):
-        assert records._patterns(configuration) == patterns
+        assert remote._patterns(configuration) == patterns
 
 
 def test_a_network_is_waited_for_as_long_as_it_asks(monkeypatch):
-    waits, error = [], records.UnavailableError("no answer")
+    waits, error = [], remote.UnavailableError("no answer")
     monkeypatch.setattr("time.sleep", waits.append)
     error.wait = 9
 
@@ -87,9 +87,9 @@ def test_a_network_is_waited_for_as_long_as_it_asks(monkeypatch):
         raise error
 
     with pytest.raises(InputError, match="no answer"):
-        records.tried(call)
+        remote.tried(call)
     assert waits == [9, 9, 16, 64]
-    assert [records._asked_to_wait(h) for h in ({}, {"Retry-After": "3"}, {"RateLimit": '"api";r=0;t=55'})] == [0, 4, 56]
+    assert [remote._asked_to_wait(h) for h in ({}, {"Retry-After": "3"}, {"RateLimit": '"api";r=0;t=55'})] == [0, 4, 56]
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path, corpus):
