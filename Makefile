@@ -26,7 +26,7 @@ quickstart: .venv/installed
 	$(PYTHON) generate.py --ckpt=$(RUN) --prompt="$(PROMPT)"
 
 test: lint
-	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -n auto
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/installed
 	$(PYTHON) -m pytest tests/gpu
