@@ -3,7 +3,8 @@
     python -m benchmarks.data [--ranks=FILE.tiktoken] [--megabytes=240] [--repeats=5] [--out=benchmarks/results]
 
 Writes data_<device>.json and prints it. The text is Python code and documentation found on this machine. What is compared is
-measured in turns in one run, so that other work on the machine meets both; medians are reported.
+measured in turns in one run, so that other work on the machine meets both; medians are reported. Starting processes counts for
+preparing, and not for the tokenizer alone: with little text for each core (--megabytes) it is most of the difference.
 """
 
 import argparse
