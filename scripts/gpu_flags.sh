@@ -2,7 +2,8 @@
 
 # Collectives run beside computation that does not need them: without it each waits for the other.
 flags="--xla_gpu_enable_latency_hiding_scheduler=true"
-# With model.unroll=False, a step of the loop over the layers begins to gather the next one's parameters, and finishes its own gradients' sums in the next.
+# With model.unroll=False, a step of the loop over the layers begins to gather the next one's parameters, and finishes its own
+# gradients' sums in the next.
 flags+=" --xla_gpu_enable_pipelined_all_gather=true --xla_gpu_enable_pipelined_reduce_scatter=true"
 flags+=" --xla_gpu_enable_pipelined_all_reduce=true"
 # Two copies of the loop's body, so that what is gathered for the next layer is not copied over what is in use.

@@ -24,7 +24,7 @@ class ModelConfig:
     remat: what a block keeps of its forward pass for the backward pass: "none" rematerialised, i.e. everything is kept;
         "dots", the matrix products and attention's output are kept; "full", the block's input alone.
     unroll: training compiles the blocks one after another in place of a loop over them: faster steps, since nothing is copied
-        in and out of the loop's stacked arrays, for a longer compilation. Parameters split over fsdp keep the loop.
+        in and out of the loop's stacked arrays, for a longer compilation.
     """
 
     vocab_size: int
