@@ -2,11 +2,11 @@
 
     python -m benchmarks.attention [--out=benchmarks/results]
 
-cuDNN's flash attention, which `t6jax.ops.causal_attention` uses; the Pallas Mosaic GPU attention that comes with JAX (float16
-alone, and forward alone: its backward pass takes no causal mask); and tokamax's, where it is installed, with its own choice of
-blocks and with others. Each is first held against the formula. Times are the GPU's, from the profiler, everything counted that a
-call launches; operations are those of the causal half, 2 products forward and 5 backward. Writes attention_<gpu>.json and
-prints a table.
+`t6jax.ops.causal_attention`: cuDNN's forward pass and a kernel of ours for the gradient; cuDNN's flash attention; and, for T6
+XL's shape, the Pallas Mosaic GPU attention that comes with JAX (float16 alone, and forward alone: its backward pass takes no
+causal mask) and tokamax's, where it is installed, with its own choice of blocks and with others. Each is first held against the
+formula. Times are the GPU's, from the profiler, everything counted that a call launches; operations are those of the causal
+half, 2 products forward and 5 backward. Writes attention_<gpu>.json and prints a table.
 """
 
 import argparse
@@ -19,9 +19,16 @@ from jax.experimental.pallas.ops.gpu import attention_mgpu
 
 from benchmarks.device_time import device_seconds
 from benchmarks.record import add_arguments, provenance, write
+from t6jax.ops.causal_attention import causal_attention
 
 # name: rows, tokens, heads, features
-SHAPES = {"T6 XL": (24, 1024, 78, 64), "T6 medium": (32, 1024, 47, 64), "MHA XL": (24, 1024, 25, 64)}
+SHAPES = {
+    "T6 XL": (24, 1024, 78, 64),
+    "T6 medium": (32, 1024, 47, 64),
+    "MHA XL": (24, 1024, 25, 64),
+    "T6 XL, short": (96, 256, 78, 64),
+    "T6 XL, long": (6, 4096, 78, 64),
+}
 
 
 def cudnn(q, k, v):
@@ -29,8 +36,11 @@ def cudnn(q, k, v):
 
 
 def formula(q, k, v):
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+    def row(arrays):  # one at a time, for the memory
+        q, k, v = (x.astype(jnp.float32)[None] for x in arrays)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")[0]
+
+    return jax.lax.map(jax.checkpoint(row), (q, k, v))
 
 
 def jax_mosaic(block_q, block_kv, steps):
@@ -57,9 +67,12 @@ def tokamax(forward=None, backward=None):
     return functools.partial(attention, is_causal=True)
 
 
-def candidates():
+def candidates(shape):
     """(name, what makes the function, its inputs' dtype, whether it has a backward pass)."""
+    yield "t6jax", lambda: causal_attention, jnp.bfloat16, True
     yield "cuDNN", lambda: cudnn, jnp.bfloat16, True
+    if shape != "T6 XL":
+        return
     for blocks in ((64, 128, 2), (128, 128, 2), (128, 64, 2)):
         yield f"JAX Mosaic GPU {blocks}", functools.partial(jax_mosaic, *blocks), jnp.float16, False
     yield "tokamax", tokamax, jnp.bfloat16, True
@@ -77,7 +90,7 @@ def draw(shape, seed, dtype):
 
 def error(f, shape, dtype, *, backward):
     """The largest distance from the formula of result and gradients, in units of their norms."""
-    *inputs, grad = draw((2, *shape[1:]), 0, dtype)
+    *inputs, grad = draw((5, *shape[1:]), 0, dtype)  # enough for every multiprocessor to have a head
 
     def both(f):
         out, vjp = jax.vjp(f, *inputs)
@@ -134,7 +147,7 @@ def main():
         parser.error("this needs an NVIDIA GPU")
     record = provenance("benchmarks.attention", jax.devices()[0].device_kind, args.commit) | {"results": []}
     for name in args.shapes:
-        for candidate, make, dtype, backward in candidates():
+        for candidate, make, dtype, backward in candidates(name):
             result = measure(make, SHAPES[name], dtype, backward=backward)
             record["results"].append({"shape": name, "name": candidate} | result)
             write(args.out, "attention", record)

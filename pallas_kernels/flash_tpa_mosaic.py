@@ -444,7 +444,7 @@ def attend(
         ranks, layout = (layout.rank_v, layout.dim_v), dataclasses.replace(layout, rank_k=1, rank_v=1, **widths)
     elif any(x.dtype != rows.dtype for x in query):
         query = (_dense(query),)
-    config = config or default_config(layout, N, _streaming_multiprocessors(), rotation is not None)
+    config = config or default_config(layout, N, pieces.multiprocessors(), rotation is not None)
     parts, blocks = _partials(query, rows, b[0] if b else None, lengths, layout, rotation, scale, config)
     shape = len(lengths), N, layout.heads, layout.dim_v
     out, lse = _combine(parts, lengths, shape, rows.shape[1], layout, config, blocks, dtype)
@@ -465,9 +465,3 @@ def _split(sequence, counts):
     """The first counts[0] elements, the next counts[1], ..., and the rest."""
     ends = np.cumsum([0, *counts])
     return *[sequence[i:j] for i, j in zip(ends, ends[1:])], sequence[ends[-1] :]
-
-
-@functools.cache
-def _streaming_multiprocessors() -> int:
-    gpus = [device for device in jax.devices() if device.platform == "gpu"]
-    return getattr(gpus[0], "core_count", 132) if gpus else 132

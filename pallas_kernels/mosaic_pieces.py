@@ -5,7 +5,9 @@ all threads, but does nothing that needs them to be.
 """
 
 import functools
+import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mosaic import gpu as mgpu
@@ -103,6 +105,64 @@ def gather_rows(ref, shape, layout, start, last):
         return mgpu.FragmentedArray(_registers=registers, _layout=mgpu_layout, _is_signed=None)
 
     return load(ref, start, last)
+
+
+def fence():
+    """What this thread wrote to shared memory is there for wgmma and TMA, once the thread has arrived at a barrier."""
+
+    @plgpu.inline_mgpu()
+    def run(_):
+        utils.inline_ptx("fence.proxy.async.shared::cta;", has_side_effects=True)
+
+    run()
+
+
+BY_THREAD = 4  # numbers that a thread stores at a time: 16 bytes
+
+
+def by_thread_shape(shape):
+    """Of a buffer that holds a float32 array of that shape in the order of threads and their registers; 256 is TMA's widest."""
+    return (math.prod(shape) // 256, 256)
+
+
+def _own_place(ref, k):
+    """Thread t's k-th four numbers in a buffer of by_thread_shape: side by side with those of threads t - 1 and t + 1."""
+    width = ir.MemRefType(ref.type).shape[1]
+    const = lambda x: arith.constant(ir.IntegerType.get_signless(32), x)
+    thread = arith.remui(utils.thread_idx(), const(128))
+    row = arith.addi(arith.divui(thread, const(width // BY_THREAD)), const(k * 128 * BY_THREAD // width))
+    column = arith.muli(arith.remui(thread, const(width // BY_THREAD)), const(BY_THREAD))
+    return [arith.index_castui(ir.IndexType.get(), x) for x in (row, column)]
+
+
+def store_by_thread(ref, value):
+    """ref = value, float32 in WGMMA layout, in the order of threads and their registers: without bank conflicts."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), WGMMA))
+    def store(_, ref, value):
+        four = ir.VectorType.get((BY_THREAD,), ir.F32Type.get())
+        numbers = [vector.extract(r, [], [i]) for r in value.registers.flat for i in range(2)]
+        for k in range(len(numbers) // BY_THREAD):
+            part = numbers[k * BY_THREAD : (k + 1) * BY_THREAD]
+            vector.store(vector.from_elements(four, part), ref, _own_place(ref, k))
+
+    store(ref, value)
+
+
+def load_by_thread(ref, shape=(ROWS, 64)):
+    """What store_by_thread stored."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=WGMMA))
+    def load(_, ref):
+        two, four = (ir.VectorType.get((n,), ir.F32Type.get()) for n in (2, BY_THREAD))
+        registers = np.empty(mgpu.WGMMA_LAYOUT.registers_shape(shape), dtype=object)
+        for k in range(registers.size // 2):
+            read = vector.load(four, ref, _own_place(ref, k))
+            numbers = [vector.extract(read, [], [i]) for i in range(BY_THREAD)]
+            registers.flat[2 * k : 2 * k + 2] = [vector.from_elements(two, numbers[i : i + 2]) for i in (0, 2)]
+        return mgpu.FragmentedArray(_registers=registers, _layout=mgpu.WGMMA_LAYOUT, _is_signed=None)
+
+    return load(ref)
 
 
 def scalar(body):
@@ -288,3 +348,10 @@ def rotate(sources, targets, transforms, first, tokens, dim, rotation):
                     turn_unit(j)
 
     turn(*sources, *targets, first)
+
+
+@functools.cache
+def multiprocessors() -> int:
+    """Of the first GPU; an H200's, where there is none."""
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    return getattr(gpus[0], "core_count", 132) if gpus else 132

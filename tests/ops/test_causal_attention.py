@@ -1,8 +1,11 @@
 """Attention over whole sequences is eq. 3.2 under a causal mask, and stays inside segments."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t6jax.model import REMAT_POLICIES
+from t6jax.ops import causal_attention as causal_attention_module
 from t6jax.ops.causal_attention import Segments, causal_attention
 
 EPSILON = np.finfo(np.float32).eps
@@ -47,3 +50,19 @@ def test_heads_share_keys_in_groups_and_values_may_have_another_width():
     got = causal_attention(*(jnp.asarray(x) for x in (q, k, v)))
     want = reference(q, np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2), np.tril(np.ones((9, 9), bool)))
     np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPSILON * np.abs(v).max())
+
+
+def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
+    """Where our kernel computes the gradient, which cannot be told by cuDNN's name."""
+
+    def stand_in(q, k, v, scale):
+        return jax.lax.erf_inv(q + k + v), jax.lax.erf_inv(q[..., 0].swapaxes(1, 2))
+
+    monkeypatch.setattr(causal_attention_module, "_cudnn_with_lse", stand_in)
+    gradient = lambda q, k, v, out, lse, grad, **_: [out * grad * lse.swapaxes(1, 2)[..., None]] * 3
+    monkeypatch.setattr(causal_attention_module.attention_gradient, "attention_gradient", gradient)
+    f = lambda w, x: causal_attention_module._with_gradient_kernel(*[jnp.tanh(x) * w] * 3, 1.0).sum()
+    x = jnp.ones((2, 4, 3, 8))
+    for policy, times in (("dots", 2), ("full", 3)):  # two results, of which one is not wanted where they come again
+        text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=REMAT_POLICIES[policy])))(2.0, x))
+        assert text.count("erf_inv") == times, policy

@@ -1,0 +1,276 @@
+"""The gradient of causal attention over whole sequences for Hopper GPUs, in Pallas Mosaic GPU.
+
+    P  = exp(scale Q K^T - lse)        dV = P^T dO        delta = rowsum(dO * O)
+    dS = P * (dO V^T - delta)          dQ = scale dS K    dK    = scale dS^T Q
+
+A thread block takes a (sequence, head) at a time and walks over the lower triangle of its blocks of 128 queries x 128 keys,
+column by column, from the last keys to the first. Its four warpgroups go their own ways, tied by rings of barriers:
+
+    0, 1   64 keys each, as rows:  S^T = K Q^T and dP^T = V dO^T, whose accumulators start at -lse / scale and -delta, so that
+           exp2 and one multiplication make P^T and dS^T of them, in registers: the left operands of dV += P^T dO and
+           dK += dS^T Q. dS goes to shared memory.
+    2      dQ = dS K of the block, added up in memory: a float32 scratch of one head for each thread block, in the order of its
+           threads' registers, to which TMA adds. The first column that touches a block of queries stores, the last (keys 0 to
+           127) reads what is there and writes dQ. Nobody else adds: the same bits every time.
+    3      asks TMA for all tiles.
+
+Queries of even columns are walked upwards, of odd columns downwards: the tiles and sums that the last column used last, and
+which are still in the L2 cache, come first.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import mosaic_pieces as pieces
+from pallas_kernels.mosaic_pieces import COL, ROWS, WGMMA
+
+BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
+DIM = 64
+RING = 2  # steps that a ring of buffers holds
+REGISTERS = 208, 72, 24  # a thread's: of the warpgroups 0 and 1, of 2, of 3
+TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
+PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
+
+
+def unsupported(query, key, value) -> str | None:
+    """Why the kernel does not take these arrays [B, T, H, D], or None."""
+    if not query.shape == key.shape == value.shape:
+        return "queries, keys and values must have the same shape"
+    if query.shape[3] != DIM:
+        return f"D must be {DIM}, not {query.shape[3]}"
+    if query.shape[1] % BLOCK or not query.size:
+        return f"T must be a multiple of {BLOCK}, not {query.shape[1]}"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the arrays must be bfloat16 or float16, not {query.dtype}"
+    return None
+
+
+def attention_gradient(query, key, value, out, lse, grad, *, scale: float, sms: int = 132):
+    """The gradients of query, key and value where out = softmax(scale Q K^T) V under a causal mask, and grad is out's gradient.
+
+    query, key, value, out, grad  [B, T, H, 64], bfloat16 or float16, T a multiple of 128
+    lse                           [B, H, T], float32: log-sum-exps of scale Q K^T
+    sms                           the GPU's multiprocessors: as many heads are under way at a time
+    """
+    if reason := unsupported(query, key, value):
+        raise NotImplementedError(f"attention_gradient: {reason}")
+    delta = jnp.einsum("bthd,bthd->bht", out, grad, preferred_element_type=jnp.float32)
+    return _kernel(query, key, value, grad, lse * (-1 / scale), -delta, scale, sms)
+
+
+def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
+    (B, T, H, _), dtype = query.shape, query.dtype
+    blocks, items = T // BLOCK, B * H
+    ctas = min(sms, items)
+    exponent = scale * math.log2(math.e)
+
+    def kernel(q_ref, k_ref, v_ref, do_ref, start_s_ref, start_dp_ref, dq_ref, dk_ref, dv_ref, sums_ref, *scratch):
+        q_s, do_s, k_s, v_s, start_s_s, start_dp_s, ds_s, (sums_s, dq_s), out_s, *barriers = scratch
+        q_full, q_empty, k_full, k_empty, v_full, v_empty, ds_full, ds_empty, sums_full = barriers
+        cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
+
+        def for_each_column(column):
+            """Calls column(b, h, j, number, step) -> step for each block of keys j, counting columns and steps."""
+
+            def head(index, counts):
+                item = cta + index * ctas
+                b, h = lax.div(item, H), lax.rem(item, H)
+
+                def one(n, counts):
+                    number, step = counts
+                    return number + 1, column(b, h, blocks - 1 - n, number, step)
+
+                return lax.fori_loop(0, blocks, one, counts)
+
+            lax.fori_loop(0, lax.div(items - cta + ctas - 1, ctas), head, (jnp.int32(0), jnp.int32(0)))
+
+        def for_each_step(j, number, step, body):
+            """Calls body(i, slot, step) for the blocks of queries i that see the keys j."""
+
+            def one(n, step):
+                body(jnp.where(lax.rem(number, 2) == 0, j + n, blocks - 1 - n), lax.rem(step, RING), step)
+                return step + 1
+
+            return lax.fori_loop(0, blocks - j, one, step)
+
+        halves = lambda block: [(p, pl.ds(block * BLOCK + p * ROWS, ROWS)) for p in range(2)]
+
+        @pl.when(group == 3)
+        def load():
+            plgpu.set_max_registers(REGISTERS[2], action="decrease")
+
+            def column(b, h, j, number, step):
+                slot = lax.rem(number, RING)
+                pl.when(number >= RING)(lambda: plgpu.barrier_wait(k_empty.at[slot]))
+                for p, rows in halves(j):
+                    plgpu.copy_gmem_to_smem(k_ref.at[b, rows, h], k_s.at[slot, p], k_full.at[slot])
+                pl.when(number >= 1)(lambda: plgpu.barrier_wait(v_empty))
+                for p, rows in halves(j):
+                    plgpu.copy_gmem_to_smem(v_ref.at[b, rows, h], v_s.at[p], v_full)
+
+                def fetch(i, slot, step):
+                    pl.when(step >= RING)(lambda: plgpu.barrier_wait(q_empty.at[slot]))
+                    whole = pl.ds(i * BLOCK, BLOCK)
+                    plgpu.copy_gmem_to_smem(start_s_ref.at[b, h, whole], start_s_s.at[slot], q_full.at[slot])
+                    plgpu.copy_gmem_to_smem(start_dp_ref.at[b, h, whole], start_dp_s.at[slot], q_full.at[slot])
+                    for p, rows in halves(i):
+                        plgpu.copy_gmem_to_smem(q_ref.at[b, rows, h], q_s.at[slot, p], q_full.at[slot])
+                        plgpu.copy_gmem_to_smem(do_ref.at[b, rows, h], do_s.at[slot, p], q_full.at[slot])
+
+                return for_each_step(j, number, step, fetch)
+
+            for_each_column(column)
+
+        @pl.when(group == 2)
+        def query_gradient():
+            plgpu.set_max_registers(REGISTERS[1], action="decrease")
+
+            def column(b, h, j, number, step):
+                k_slot = lax.rem(number, RING)
+                plgpu.barrier_wait(k_full.at[k_slot])
+                plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added is there
+
+                def add(i, slot, _):
+                    own = lambda p: sums_ref.at[cta, i, p]
+
+                    @pl.when((j == 0) & (i > 0))
+                    def fetch():
+                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                        for p in range(2):
+                            plgpu.copy_gmem_to_smem(own(p), sums_s.at[p], sums_full)
+
+                    plgpu.barrier_wait(ds_full.at[slot])
+                    pl.when((j == 0) & (i > 0))(lambda: plgpu.barrier_wait(sums_full))
+                    pl.when(j > 0)(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+
+                    def half(p, _):
+                        def product(acc):
+                            for r in range(2):
+                                plgpu.wgmma(acc, ds_s.at[slot, p, r].transpose((1, 0)), k_s.at[k_slot, r])
+                            return acc[...]
+
+                        dq = pl.run_scoped(product, PRODUCT)
+
+                        @pl.when(j > 0)
+                        def partial():
+                            pieces.store_by_thread(sums_s.at[p], dq)
+                            plgpu.commit_smem()
+                            pl.when(i == j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
+                            pl.when(i > j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
+
+                        @pl.when(j == 0)
+                        def last():
+                            total = lax.cond(i > 0, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
+                            plgpu.commit_smem()  # all have read what is now written over
+                            dq_s[p] = (total * scale).astype(dtype)
+                            plgpu.commit_smem()
+                            plgpu.copy_smem_to_gmem(dq_s.at[p], dq_ref.at[b, pl.ds(i * BLOCK + p * ROWS, ROWS), h])
+
+                    lax.fori_loop(0, 2, half, None)
+                    plgpu.barrier_arrive(ds_empty.at[slot])
+
+                step = for_each_step(j, number, step, add)
+                plgpu.barrier_arrive(k_empty.at[k_slot])
+                return step
+
+            for_each_column(column)
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(group < 2)
+        def key_value_gradient():
+            plgpu.set_max_registers(REGISTERS[0], action="increase")
+            out = out_s.at[group]
+            later = lambda x: lax.broadcast_in_dim(x, (ROWS, ROWS), [1])
+
+            def column(b, h, j, number, step):
+                k_slot = lax.rem(number, RING)
+                plgpu.barrier_wait(k_full.at[k_slot])
+                keys = plgpu.load(k_s.at[k_slot, group], layout=WGMMA)
+                plgpu.barrier_arrive(k_empty.at[k_slot])
+                plgpu.barrier_wait(v_full)
+                values = plgpu.load(v_s.at[group], layout=WGMMA)
+                plgpu.barrier_arrive(v_empty)
+
+                def accumulate(dk, dv):
+                    def both_halves(i, slot, step):
+                        plgpu.barrier_wait(q_full.at[slot])
+                        for p in range(2):
+                            queries, grads, part = q_s.at[slot, p], do_s.at[slot, p], pl.ds(p * ROWS, ROWS)
+
+                            def half(s, dp, p=p, queries=queries, grads=grads, part=part):
+                                s[...] = later(plgpu.load(start_s_s.at[slot, part], layout=COL))
+                                dp[...] = later(plgpu.load(start_dp_s.at[slot, part], layout=COL))
+                                plgpu.wgmma(s, keys, queries.transpose((1, 0)))
+                                plgpu.wgmma(dp, values, grads.transpose((1, 0)))
+                                weights = jnp.exp2(plgpu.wgmma_accumulator_load(s, wait_n=1) * exponent)
+                                if p == 0:
+                                    pl.when(step >= RING)(lambda: plgpu.barrier_wait(ds_empty.at[slot]))
+
+                                def mask(x):
+                                    key, query = (plgpu.broadcasted_iota(jnp.int32, x.shape, d, layout=WGMMA) for d in (0, 1))
+                                    return jnp.where(key + ROWS * group <= query + ROWS * p, x, 0.0)
+
+                                weights = lax.cond(i == j, mask, lambda x: x, weights)
+                                plgpu.wgmma(dv, weights.astype(dtype), grads)
+                                ds = (weights * plgpu.wgmma_accumulator_load(dp, wait_n=1)).astype(dtype)
+                                plgpu.wgmma(dk, ds, queries)
+                                ds_s[slot, p, group] = ds
+                                # products that end here leave their operands' registers to the next half
+                                plgpu.wgmma_wait(0)
+
+                            pl.run_scoped(half, PRODUCT, PRODUCT)
+                        pieces.fence()
+                        plgpu.barrier_arrive(ds_full.at[slot])
+                        plgpu.barrier_arrive(q_empty.at[slot])
+
+                    step_after = for_each_step(j, number, step, both_halves)
+                    return dk[...], dv[...], step_after
+
+                dk, dv, step = pl.run_scoped(accumulate, PRODUCT, PRODUCT)
+                for x, ref in ((dk * scale, dk_ref), (dv, dv_ref)):
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    out[...] = x.astype(dtype)
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(out, ref.at[b, pl.ds(j * BLOCK + group * ROWS, ROWS), h])
+                return step
+
+            for_each_column(column)
+            plgpu.wait_smem_to_gmem(0)
+
+    tiles = lambda *shape: plgpu.SMEM((*shape, ROWS, DIM), dtype, transforms=TILED)
+    floats = lambda *shape: plgpu.SMEM(shape, jnp.float32)
+    ring = lambda arrivals, slots=RING: plgpu.Barrier(num_arrivals=arrivals, num_barriers=slots)
+    by_thread = pieces.by_thread_shape((ROWS, DIM))
+    dense = jax.ShapeDtypeStruct(query.shape, dtype)
+    *grads, _ = plgpu.kernel(
+        kernel,
+        out_type=[dense, dense, dense, jax.ShapeDtypeStruct((ctas, blocks, 2, *by_thread), jnp.float32)],
+        scratch_types=[
+            *[tiles(RING, 2)] * 3,  # queries, gradients, keys
+            tiles(2),  # values
+            *[floats(RING, BLOCK)] * 2,  # where S and dP start
+            tiles(RING, 2, 2),  # dS^T by halves of queries, then of keys
+            plgpu.RefUnion(floats(2, *by_thread), tiles(2)),  # sums of dQ; dQ
+            tiles(2),  # dK or dV of either warpgroup
+            *[ring(6), ring(2)],  # queries and gradients
+            *[ring(2), ring(3)],  # keys, which the warpgroups 0 to 2 release
+            *[ring(2, 1), ring(2, 1)],  # values
+            *[ring(2), ring(1)],  # dS
+            ring(2, 1),  # sums of dQ
+        ],
+        grid=(ctas,),
+        grid_names=("cta",),
+        num_threads=4,
+        thread_name="warpgroup",
+        # Pallas's own barriers around every store to shared memory are not needed: rings order them
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+        ),
+        kernel_name="attention_gradient",
+    )(query, key, value, grad, start_s, start_dp)
+    return grads

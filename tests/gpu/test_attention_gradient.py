@@ -1,0 +1,77 @@
+"""On an NVIDIA GPU: the kernel is the gradient of eq. 3.2, on odd numbers of heads, short and long, the same bits every time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t6jax.ops import causal_attention
+
+# sequences, tokens, heads: one block and many, fewer heads than multiprocessors, several of them for some and for all
+SHAPES = [(1, 128, 1), (2, 256, 47), (3, 384, 1), (5, 640, 47), (4, 1024, 78), (1, 4096, 3)]
+
+
+def draw(shape, dtype, size=1.0):
+    return [size * jax.random.normal(key, (*shape, 64), dtype) for key in jax.random.split(jax.random.key(sum(shape)), 4)]
+
+
+def exact(query, key, value, scale):
+    """Eq. 3.2 in float32; float64's difference from it is nothing beside bfloat16's."""
+    logits = jnp.einsum("bthd,bshd->bhts", query, key, precision="highest") * scale
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+    p = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", p, value, precision="highest")
+
+
+def gradients(f, query, key, value, grad, scale):
+    out, back = jax.vjp(lambda *x: f(*x, scale), query, key, value)
+    return back(grad.astype(out.dtype))
+
+
+def distances(got, want):
+    return [float(jnp.linalg.norm(x.astype(jnp.float32) - y) / jnp.linalg.norm(y)) for x, y in zip(got, want, strict=True)]
+
+
+@pytest.mark.parametrize("scale", [64**-0.5, -0.3])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
+    arrays = draw(shape, dtype)
+    ours = jax.jit(lambda *x: gradients(causal_attention._with_gradient_kernel, *x, scale))
+    got, again = ours(*arrays), ours(*arrays)
+    want = [x.astype(jnp.float32) for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), scale)]
+    # P or dS, the output in delta, and the result are rounded once each: an ulp is eps, the root mean square of rounding
+    # eps / sqrt(12); dS, with delta taken from dP, is of the size of what was rounded
+    assert max(distances(got, want)) < 4 * float(jnp.finfo(dtype).eps) / np.sqrt(12)
+    assert all((x == y).all() for x, y in zip(got, again, strict=True))
+
+
+def test_weights_of_one_token_alone_and_of_all():
+    """Scores of hundreds and scores of nothing overflow nowhere."""
+    for size in (8.0, 1e-3):
+        arrays = draw((2, 256, 5), jnp.bfloat16, size)
+        want = [x.astype(jnp.float32) for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), 0.125)]
+        for x, y in zip(gradients(causal_attention._with_gradient_kernel, *arrays, 0.125), want, strict=True):
+            assert jnp.isfinite(x).all()
+            assert jnp.abs(x.astype(jnp.float32) - y).max() < 2**-5 * jnp.abs(y).max()
+
+
+def test_under_vmap_the_new_axis_is_one_of_sequences():
+    arrays = draw((6, 256, 7), jnp.bfloat16)
+    f = lambda *x: gradients(causal_attention._with_gradient_kernel, *x, 0.125)
+    apart = jax.jit(jax.vmap(f))(*(x.reshape(2, 3, *x.shape[1:]) for x in arrays))
+    for x, y in zip(f(*arrays), apart, strict=True):
+        assert (x == y.reshape(x.shape)).all()
+
+
+def test_is_taken_where_it_pays():
+    def text(shape, **options):
+        arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16)] * 3
+        loss = lambda *x: causal_attention.causal_attention(*x, **options).astype(jnp.float32).sum()
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).as_text()
+
+    assert "attention_gradient" in text((24, 1024, 78))
+    assert "attention_gradient" in text((32, 1024, 47))
+    for shape in ((24, 1000, 78), (1, 1024, 7)):  # no whole blocks; multiprocessors without a head
+        assert "attention_gradient" not in text(shape)
+    assert "attention_gradient" not in text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
