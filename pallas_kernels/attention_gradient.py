@@ -55,6 +55,7 @@ def attention_gradient(query, key, value, out, lse, grad, *, scale: float, sms: 
 
     query, key, value, out, grad  [B, T, H, 64], bfloat16 or float16, T a multiple of 128
     lse                           [B, H, T], float32: log-sum-exps of scale Q K^T
+    scale                         not 0
     sms                           the GPU's multiprocessors: as many heads are under way at a time
     """
     if reason := unsupported(query, key, value):

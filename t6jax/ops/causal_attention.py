@@ -52,7 +52,8 @@ def causal_attention(
     scale: default 1/sqrt(D).
 
     On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax. The
-    gradient has a kernel of ours for what models train on: without segments, D = E = 64, G = H, T a multiple of 128, on Hopper.
+    gradient has a kernel of ours for what models train on: without segments, D = E = 64, G = H, T a multiple of 128
+    up to 2,048, on Hopper.
     Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -92,7 +93,9 @@ def _attention(query: Array, key: Array, value: Array, mask: Array | None, scale
     odd = mask is not None and (query.shape[1] % 2 or key.shape[1] % 2)
     if jax.default_backend() != "gpu" or not half_precision or odd or head_dim % 8 or head_dim > 128:
         return _plain(query, key, value, mask, scale, causal)
-    if mask is None and causal and _gradient_kernel_pays(query, key, value, scale):
+    if scale <= 0:  # which cuDNN makes NaN of
+        query, scale = query * (-1 if scale else 0), -scale or 1.0
+    if mask is None and causal and _gradient_kernel_pays(query, key, value):
         return _with_gradient_kernel(query, key, value, scale)
     # and one width for all: zeros add nothing to the scores, and are cut from the output
     query, key, value = (jnp.pad(x, ((0, 0),) * 3 + ((0, head_dim - x.shape[-1]),)) for x in (query, key, value))
@@ -100,10 +103,12 @@ def _attention(query: Array, key: Array, value: Array, mask: Array | None, scale
     return out[..., :value_dim]
 
 
-LEAST_FILL = 2 / 3  # the kernel takes 0.6 of cuDNN's time where all multiprocessors are busy to the end
+# The kernel takes 0.6 of cuDNN's time where all multiprocessors are busy to the end, and as much as cuDNN where its sums and
+# what it reads again have outgrown the L2 cache.
+LEAST_FILL, LONGEST = 2 / 3, 2048
 
 
-def _gradient_kernel_pays(query: Array, key: Array, value: Array, scale: float) -> bool:
+def _gradient_kernel_pays(query: Array, key: Array, value: Array) -> bool:
     """Whether our kernel computes the gradient: a multiprocessor takes a head at a time, so heads must be many."""
     if (
         getattr(jax.devices()[0], "compute_capability", None) != "9.0"

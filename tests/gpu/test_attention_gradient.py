@@ -32,7 +32,7 @@ def distances(got, want):
     return [float(jnp.linalg.norm(x.astype(jnp.float32) - y) / jnp.linalg.norm(y)) for x, y in zip(got, want, strict=True)]
 
 
-@pytest.mark.parametrize("scale", [64**-0.5, -0.3])
+@pytest.mark.parametrize("scale", [64**-0.5, 0.3])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
@@ -56,6 +56,16 @@ def test_weights_of_one_token_alone_and_of_all():
             assert jnp.abs(x.astype(jnp.float32) - y).max() < 2**-5 * jnp.abs(y).max()
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0])
+def test_a_scale_may_be_negative_or_nothing(scale):
+    arrays = draw((8, 256, 33), jnp.bfloat16)
+    attention = lambda q, k, v, scale: causal_attention.causal_attention(q, k, v, scale=scale)
+    want = [x.astype(jnp.float32) for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), scale)]
+    for x, y in zip(gradients(attention, *arrays, scale), want, strict=True):
+        # the bound of the test above; without a scale, the gradients of queries and keys are nothing
+        assert jnp.linalg.norm(x.astype(jnp.float32) - y) <= 4 * 2**-7 / np.sqrt(12) * jnp.linalg.norm(y)
+
+
 def test_under_vmap_the_new_axis_is_one_of_sequences():
     arrays = draw((6, 256, 7), jnp.bfloat16)
     f = lambda *x: gradients(causal_attention._with_gradient_kernel, *x, 0.125)
@@ -72,6 +82,6 @@ def test_is_taken_where_it_pays():
 
     assert "attention_gradient" in text((24, 1024, 78))
     assert "attention_gradient" in text((32, 1024, 47))
-    for shape in ((24, 1000, 78), (1, 1024, 7)):  # no whole blocks; multiprocessors without a head
+    for shape in ((24, 1000, 78), (1, 1024, 7), (6, 4096, 78)):  # no whole blocks; multiprocessors without a head; long
         assert "attention_gradient" not in text(shape)
     assert "attention_gradient" not in text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
