@@ -112,14 +112,18 @@ def joined(lines: Callable[[dict], Iterable[str]]) -> Callable[[dict], str]:
 
 
 DECODE, EVALUATION, TRAIN = (f"{name}_nvidia_h200.json" for name in ("decode", "evaluation", "train"))
+CUDNN = "train_cudnn_gradient_nvidia_h200.json"  # before there was a kernel for attention's gradient
 TABLES = {
     "decode": (decode_table, DECODE),
     "decode cases": (decode_cases_table, DECODE),
     "evaluation": (evaluation_table, EVALUATION),
     "train": (joined(train.table), TRAIN),
     "train kernels": (joined(train.kinds_table), TRAIN),
+    "train, cuDNN's gradient": (joined(train.table), CUDNN),
+    "train kernels, cuDNN's gradient": (joined(train.kinds_table), CUDNN),
     "scaling": (scaling_table, "scaling_nvidia_h200.json"),
     "attention": (joined(attention.table), "attention_nvidia_h200.json"),
+    "attention, 2,048 tokens": (joined(attention.table), "attention_2048_tokens_nvidia_h200.json"),
 }
 FILES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("flash_tpa.md", "training_speed.md", "scaling.md"))]
 

@@ -204,7 +204,7 @@ def draw(record, out):
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel(f"microseconds a token, forward, backward and AdamW ({record['device']}, {record['date']})")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     plt.savefig(out / "train_kernels.png", dpi=120, bbox_inches="tight")
     plt.close()
 

@@ -32,9 +32,14 @@ def distances(got, want):
     return [float(jnp.linalg.norm(x.astype(jnp.float32) - y) / jnp.linalg.norm(y)) for x, y in zip(got, want, strict=True)]
 
 
-@pytest.mark.parametrize("scale", [64**-0.5, 0.3])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape, dtype, scale",
+    [
+        *((shape, jnp.bfloat16, 64**-0.5) for shape in SHAPES),
+        *((shape, jnp.float16, 64**-0.5) for shape in SHAPES[:2]),
+        (SHAPES[1], jnp.bfloat16, 0.3),
+    ],
+)
 def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
     arrays = draw(shape, dtype)
     ours = jax.jit(lambda *x: gradients(causal_attention._with_gradient_kernel, *x, scale))
