@@ -36,10 +36,10 @@ def start(coordinator: str | None, processes: int | None, process: int | None, d
         jax.distributed.initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=dead_after, shutdown_timeout_seconds=dead_after
         )
-    except (ValueError, RuntimeError) as e:
+    except Exception as e:  # whatever a launcher's own client raises
         raise InputError(
-            f"this process cannot join the others ({str(e).strip().splitlines()[0]}): give --coordinator=HOST:PORT, "
-            "--num_processes and --process_id"
+            f"this process cannot join the others: {str(e).strip()}\n"
+            "Where no launcher tells them of one another, give --coordinator=HOST:PORT, --num_processes and --process_id."
         ) from e
 
 
