@@ -119,7 +119,7 @@ def _gradient_kernel_pays(query: Array, key: Array, value: Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _with_gradient_kernel(query: Array, key: Array, value: Array, scale: float) -> Float[Array, "B T H D"]:
-    return _cudnn_with_lse(query, key, value, scale)[0]
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=scale, implementation="cudnn")
 
 
 def _cudnn_with_lse(

@@ -81,11 +81,12 @@ def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
     def stand_in(q, k, v, scale):
         return jax.lax.erf_inv(q + k + v), jax.lax.erf_inv(q[..., 0].swapaxes(1, 2))
 
+    on_a_gpu(monkeypatch)
     monkeypatch.setattr(causal_attention_module, "_cudnn_with_lse", stand_in)
     gradient = lambda q, k, v, out, lse, grad, **_: [out * grad * lse.swapaxes(1, 2)[..., None]] * 3
     monkeypatch.setattr(causal_attention_module.attention_gradient, "attention_gradient", gradient)
     f = lambda w, x: causal_attention_module._with_gradient_kernel(*[jnp.tanh(x) * w] * 3, 1.0).sum()
-    x = jnp.ones((2, 4, 3, 8))
+    x = jnp.ones((2, 4, 3, 8), jnp.bfloat16)
     for policy, times in (("dots", 2), ("full", 3)):  # two results, of which one is not wanted where they come again
         text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=REMAT_POLICIES[policy])))(2.0, x))
         assert text.count("erf_inv") == times, policy
