@@ -14,7 +14,7 @@ column by column, from the last keys to the first. Its four warpgroups go their 
            127) reads what is there and writes dQ. Nobody else adds: the same bits every time.
     3      asks TMA for all tiles.
 
-Queries of even columns are walked upwards, of odd columns downwards: the tiles and sums that the last column used last, and
+Queries are walked upwards and downwards by turns, column after column: the tiles and sums that the last column used last, and
 which are still in the L2 cache, come first.
 """
 
@@ -31,7 +31,7 @@ from pallas_kernels.mosaic_pieces import COL, ROWS, WGMMA
 
 BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
 DIM = 64
-RING = 2  # steps that a ring of buffers holds
+RING = 2  # steps that a ring of buffers holds; of keys, columns
 REGISTERS = 208, 72, 24  # a thread's: of the warpgroups 0 and 1, of 2, of 3
 TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
 PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
@@ -45,8 +45,8 @@ def unsupported(query, key, value) -> str | None:
         return f"D must be {DIM}, not {query.shape[3]}"
     if query.shape[1] % BLOCK or not query.size:
         return f"T must be a multiple of {BLOCK}, not {query.shape[1]}"
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"the arrays must be bfloat16 or float16, not {query.dtype}"
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or not query.dtype == key.dtype == value.dtype:
+        return f"the arrays must be all bfloat16 or all float16, not {query.dtype}, {key.dtype} and {value.dtype}"
     return None
 
 
@@ -147,7 +147,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
 
                     plgpu.barrier_wait(ds_full.at[slot])
                     pl.when((j == 0) & (i > 0))(lambda: plgpu.barrier_wait(sums_full))
-                    pl.when(j > 0)(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+                    # TMA has read what is now written over; the other steps have waited in fetch
+                    pl.when((j > 0) | (i == 0))(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
 
                     def half(p, _):
                         def product(acc):
@@ -192,9 +193,11 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
                 k_slot = lax.rem(number, RING)
                 plgpu.barrier_wait(k_full.at[k_slot])
                 keys = plgpu.load(k_s.at[k_slot, group], layout=WGMMA)
+                pieces.fence()
                 plgpu.barrier_arrive(k_empty.at[k_slot])
                 plgpu.barrier_wait(v_full)
                 values = plgpu.load(v_s.at[group], layout=WGMMA)
+                pieces.fence()
                 plgpu.barrier_arrive(v_empty)
 
                 def accumulate(dk, dv):
@@ -256,7 +259,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
             tiles(2),  # values
             *[floats(RING, BLOCK)] * 2,  # where S and dP start
             tiles(RING, 2, 2),  # dS^T by halves of queries, then of keys
-            plgpu.RefUnion(floats(2, *by_thread), tiles(2)),  # sums of dQ; dQ
+            plgpu.RefUnion(floats(2, *by_thread), tiles(2)),  # sums of dQ; dQ, all of it where the sums of half 0 lay
             tiles(2),  # dK or dV of either warpgroup
             *[ring(6), ring(2)],  # queries and gradients
             *[ring(2), ring(3)],  # keys, which the warpgroups 0 to 2 release
@@ -268,7 +271,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
         grid_names=("cta",),
         num_threads=4,
         thread_name="warpgroup",
-        # Pallas's own barriers around every store to shared memory are not needed: rings order them
+        # Pallas's own barriers around every store to shared memory are not needed: rings order them and, where a warpgroup uses
+        # a buffer of its own again, commit_smem and wait_smem_to_gmem, which are barriers of a warpgroup
         compiler_params=plgpu.CompilerParams(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),

@@ -108,7 +108,7 @@ def gather_rows(ref, shape, layout, start, last):
 
 
 def fence():
-    """What this thread wrote to shared memory is there for wgmma and TMA, once the thread has arrived at a barrier."""
+    """What this thread did in shared memory comes before what wgmma and TMA do behind the barrier where it now arrives."""
 
     @plgpu.inline_mgpu()
     def run(_):

@@ -54,7 +54,7 @@ def causal_attention(
 
     On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax. The
     gradient has a kernel of ours for what models train on: without segments, D = E = 64, G = H, T a multiple of 128
-    up to 2,048, on Hopper.
+    up to 2,048, heads enough to fill the GPU, a Hopper.
     Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -110,7 +110,13 @@ LEAST_FILL, LONGEST = 2 / 3, 2048
 
 
 def _gradient_kernel_pays(query: Array, key: Array, value: Array) -> bool:
-    """Whether our kernel computes the gradient: a multiprocessor takes a head at a time, so heads must be many."""
+    """Whether our kernel computes the gradient: a multiprocessor takes a head at a time, so heads must be many.
+
+    Outside of jax.shard_map arrays may be spread over a mesh: cuDNN's calls can then be split, the kernel cannot.
+    """
+    mesh = jax.typeof(query).sharding.mesh
+    if mesh.auto_axes or mesh.explicit_axes:
+        return False
     if not on_hopper() or query.shape[1] > LONGEST or attention_gradient.unsupported(query, key, value):
         return False
     heads, at_once = query.shape[0] * query.shape[2], multiprocessors()

@@ -59,9 +59,9 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(causal_attention_module.cudnn, "check_cudnn_version", lambda: 91000)
 
 
-def gradient_text(shape, **options):
-    arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16)] * 3
-    loss = lambda *x: causal_attention(*x, **options).astype(jnp.float32).sum()
+def gradient_text(shape, attention=causal_attention, sharding=None, **options):
+    arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16, sharding=sharding)] * 3
+    loss = lambda *x: attention(*x, **options).astype(jnp.float32).sum()
     return str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays))
 
 
@@ -73,6 +73,18 @@ def test_the_gradient_kernel_is_taken_where_heads_fill_the_gpu(monkeypatch):
     for shape in ((24, 1000, 78), (1, 1024, 7), (6, 4096, 78)):  # no whole blocks; idle multiprocessors; long
         assert "attention_gradient" not in gradient_text(shape)
     assert "attention_gradient" not in gradient_text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
+
+
+def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(monkeypatch):
+    """Under shard_map each device has its own arrays, which the kernel takes."""
+    on_a_gpu(monkeypatch)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.P("data")
+    own = jax.shard_map(causal_attention, in_specs=rows, out_specs=rows, check_vma=False)
+    with jax.sharding.use_abstract_mesh(mesh):
+        spread = jax.NamedSharding(mesh, rows)
+        assert "attention_gradient" not in gradient_text((48, 1024, 78), sharding=spread)
+        assert "attention_gradient" in gradient_text((48, 1024, 78), own, sharding=spread)
 
 
 def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
