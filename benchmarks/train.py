@@ -49,7 +49,7 @@ TORCH = {"T6 XL width, 12 layers": ("12", "1600", "78", "24"), "T6 medium": ("24
 
 # kinds of kernels by what their names hold, the first that fits
 KINDS = (
-    ("attention", ("cudnn", "fmha", "flash", "sdpa", "attention_gradient")),
+    ("attention", ("cudnn", "fmha", "flash", "sdpa", "attention_forward", "attention_gradient")),
     ("collectives", ("nccl",)),
     ("Q, K, V from factors", ("tensor_products",)),
     ("matrix products", ("nvjet", "gemm", "cutlass", "cublas", "splitk")),

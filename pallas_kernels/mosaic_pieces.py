@@ -165,6 +165,69 @@ def load_by_thread(ref, shape=(ROWS, 64)):
     return load(ref)
 
 
+COLUMNS = 8  # that come together where columns are added thread by thread: a thread has two of them
+
+
+def add_columns(value, total=None):
+    """The sums over every COLUMNS-th column of a float32 array [64, n] in WGMMA layout, added to a total [64, COLUMNS]."""
+    arguments = (value,) if total is None else (value, total)
+    shape = (value.shape[0], COLUMNS)
+
+    @plgpu.inline_mgpu(arg_types=(WGMMA,) * len(arguments), return_type=plgpu.ShapeDtypeStruct(shape, value.dtype, layout=WGMMA))
+    def add(_, value, *total):
+        by_column = value.registers.reshape(-1, 2)  # of blocks of columns, then rows r and r + 8
+        parts = [*by_column, *(x.registers.reshape(2) for x in total)]
+        sums = [functools.reduce(arith.addf, column) for column in zip(*parts, strict=True)]
+        registers = np.array(sums, dtype=object).reshape(mgpu.WGMMA_LAYOUT.registers_shape(shape))
+        return mgpu.FragmentedArray(_registers=registers, _layout=mgpu.WGMMA_LAYOUT, _is_signed=None)
+
+    return add(*arguments)
+
+
+def below_diagonal(value, fill):
+    """A float32 array [64, 64] in WGMMA layout, with `fill` in place of what lies above its diagonal."""
+
+    @plgpu.inline_mgpu(arg_types=(WGMMA,), return_type=plgpu.ShapeDtypeStruct(value.shape, value.dtype, layout=WGMMA))
+    def mask(_, value):
+        i32, element = ir.IntegerType.get_signless(32), ir.VectorType(value.registers.flat[0].type).element_type
+        const = lambda x: arith.constant(i32, x)
+        thread = arith.remui(utils.thread_idx(), const(128))
+        lane, warp = arith.remui(thread, const(32)), arith.divui(thread, const(32))
+        row = arith.addi(arith.muli(warp, const(WARP_ROWS)), arith.divui(lane, const(4)))
+        ahead = arith.subi(row, arith.muli(arith.remui(lane, const(4)), const(2)))
+        # opaque, so that 64 comparisons are not made in advance and kept
+        ahead = utils.inline_ptx("mov.b32 $0, $1;", ahead, result_types=i32, has_side_effects=True)
+        filled = arith.constant(element, fill)
+        registers = np.empty(value.registers.shape, dtype=object)
+        for at, (block, half) in zip(np.ndindex(registers.shape), np.ndindex(8, 2), strict=True):
+            pair = []
+            for k in range(2):
+                seen = arith.cmpi(arith.CmpIPredicate.sge, ahead, const(8 * block + k - 8 * half))
+                pair.append(arith.select(seen, vector.extract(value.registers[at], [], [k]), filled))
+            registers[at] = vector.from_elements(value.registers[at].type, pair)
+        return mgpu.FragmentedArray(_registers=registers, _layout=value.layout, _is_signed=None)
+
+    return mask(value)
+
+
+def any_above(values, limit):
+    """Whether one of 64 float32 numbers, one or more a thread, is `limit` or above: the same in the whole warpgroup."""
+
+    @plgpu.inline_mgpu(arg_types=(ROW,), return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR))
+    def run(_, values):
+        i1, i32 = [ir.IntegerType.get_signless(n) for n in (1, 32)]
+        numbers = [vector.extract(r, [], [k]) for r in values.registers.flat for k in range(ir.VectorType(r.type).shape[0])]
+        bound = arith.constant(numbers[0].type, limit)
+        above = [arith.cmpf(arith.CmpFPredicate.OGE, x, bound) for x in numbers]
+        own = arith.extui(i32, functools.reduce(arith.ori, above))
+        barrier = utils.warpgroup_barrier_idx(sync=False)
+        vote = "{ .reg .pred p, q; setp.ne.u32 p, $1, 0; barrier.cta.red.or.pred.aligned q, $2, 128, p; selp.u32 $0, 1, 0, q; }"
+        found = utils.inline_ptx(vote, own, barrier, result_types=i32, has_side_effects=True, convergent=True)
+        return mgpu.FragmentedArray.splat(arith.trunci(i1, found), (), is_signed=False)
+
+    return run(values)
+
+
 def scalar(body):
     """Runs body() -> i32 value in every thread."""
 

@@ -1,7 +1,7 @@
 """Attention over whole sequences, for training and prefill."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import attention_gradient
+from pallas_kernels import attention_forward, attention_gradient
 from pallas_kernels.mosaic_pieces import multiprocessors
 from t6jax import parallel
 from t6jax.ops.on_gpu import on_hopper
@@ -52,9 +52,9 @@ def causal_attention(
     segment_ids: tokens see only tokens of their own segment; with Segments, of their context's too.
     scale: default 1/sqrt(D).
 
-    On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax. The
-    gradient has a kernel of ours for what models train on: without segments, D = E = 64, G = H, T a multiple of 128
-    up to 2,048, heads enough to fill the GPU, a Hopper.
+    On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax. What
+    models train on has kernels of ours: without segments, D = E = 64, G = H, T a multiple of 128, heads enough to fill the GPU,
+    a Hopper; bfloat16 forward, T up to 2,048 for the gradient.
     Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -96,35 +96,52 @@ def _attention(query: Array, key: Array, value: Array, mask: Array | None, scale
         return _plain(query, key, value, mask, scale, causal)
     if scale <= 0:  # which cuDNN makes NaN of
         query, scale = query * (-1 if scale else 0), -scale or 1.0
-    if mask is None and causal and _gradient_kernel_pays(query, key, value):
-        return _with_gradient_kernel(query, key, value, scale)
+    if mask is None and causal and any(kernels := _kernels_that_pay(query, key, value)):
+        return _with_kernels(query, key, value, scale, kernels)
     # and one width for all: zeros add nothing to the scores, and are cut from the output
     query, key, value = (jnp.pad(x, ((0, 0),) * 3 + ((0, head_dim - x.shape[-1]),)) for x in (query, key, value))
     out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
     return out[..., :value_dim]
 
 
-# The kernel takes 0.6 of cuDNN's time where all multiprocessors are busy to the end, and as much as cuDNN where its sums and
-# what it reads again have outgrown the L2 cache.
-LEAST_FILL, LONGEST = 2 / 3, 2048
+class Kernels(NamedTuple):
+    """Which of our kernels attention runs through; cuDNN's in place of the others."""
+
+    forward: bool
+    gradient: bool
 
 
-def _gradient_kernel_pays(query: Array, key: Array, value: Array) -> bool:
-    """Whether our kernel computes the gradient: a multiprocessor takes a head at a time, so heads must be many.
+# Where all multiprocessors are busy to the end, the gradient's kernel takes 0.6 of cuDNN's time; it takes as much where its sums
+# and what it reads again have outgrown the L2 cache.
+LEAST_FILL, LONGEST_GRADIENT = 2 / 3, 2048
 
-    Outside of jax.shard_map arrays may be spread over a mesh: cuDNN's calls can then be split, the kernel cannot.
-    """
+
+def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
+    """Outside of jax.shard_map arrays may be spread over a mesh: cuDNN's calls can then be split, the kernels cannot."""
     mesh = jax.typeof(query).sharding.mesh
-    if mesh.auto_axes or mesh.explicit_axes:
-        return False
-    if not on_hopper() or query.shape[1] > LONGEST or attention_gradient.unsupported(query, key, value):
-        return False
-    heads, at_once = query.shape[0] * query.shape[2], multiprocessors()
-    return heads / (-(-heads // at_once) * at_once) >= LEAST_FILL
+    if mesh.auto_axes or mesh.explicit_axes or not on_hopper():
+        return Kernels(False, False)
+    batch, tokens, heads, _ = query.shape
+
+    def full(items: int) -> bool:
+        """Whether a multiprocessor that takes an item at a time has one for most of the time."""
+        at_once = multiprocessors()
+        return items / (-(-items // at_once) * at_once) >= LEAST_FILL
+
+    return Kernels(
+        not attention_forward.unsupported(query, key, value) and full(batch * heads * -(-tokens // attention_forward.BLOCK)),
+        not attention_gradient.unsupported(query, key, value) and tokens <= LONGEST_GRADIENT and full(batch * heads),
+    )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _with_gradient_kernel(query: Array, key: Array, value: Array, scale: float) -> Float[Array, "B T H D"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _with_kernels(query: Array, key: Array, value: Array, scale: float, kernels: Kernels) -> Float[Array, "B T H D"]:
+    if kernels.forward:
+        return attention_forward.attention_forward(query, key, value, scale=scale, sms=multiprocessors())[0]
+    return _cudnn(query, key, value, scale)
+
+
+def _cudnn(query: Array, key: Array, value: Array, scale: float) -> Float[Array, "B T H D"]:
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=scale, implementation="cudnn")
 
 
@@ -137,16 +154,23 @@ def _cudnn_with_lse(
 ATTENTION = "attention"  # the name of what rematerialisation is to keep, for policies by name
 
 
-def _forward(query: Array, key: Array, value: Array, scale: float) -> tuple[Array, tuple[Array, ...]]:
-    out, lse = (checkpoint_name(x, ATTENTION) for x in _cudnn_with_lse(query, key, value, scale))
+def _forward(query: Array, key: Array, value: Array, scale: float, kernels: Kernels) -> tuple[Array, Any]:
+    if not kernels.gradient:
+        return jax.vjp(lambda *x: _cudnn(*x, scale), query, key, value)
+    forward = (
+        functools.partial(attention_forward.attention_forward, sms=multiprocessors()) if kernels.forward else _cudnn_with_lse
+    )
+    out, lse = (checkpoint_name(x, ATTENTION) for x in forward(query, key, value, scale=scale))
     return out, (query, key, value, out, lse)
 
 
-def _backward(scale: float, residuals: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
+def _backward(scale: float, kernels: Kernels, residuals: Any, grad: Array) -> tuple[Array, ...]:
+    if not kernels.gradient:
+        return residuals(grad)
     return tuple(attention_gradient.attention_gradient(*residuals, grad, scale=scale, sms=multiprocessors()))
 
 
-_with_gradient_kernel.defvjp(_forward, _backward)
+_with_kernels.defvjp(_forward, _backward)
 
 
 def _plain(

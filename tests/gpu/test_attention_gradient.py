@@ -11,6 +11,11 @@ from t6jax.ops import causal_attention
 SHAPES = [(1, 128, 1), (2, 256, 47), (3, 384, 1), (5, 640, 47), (4, 1024, 78), (1, 4096, 3)]
 
 
+def attention(query, key, value, scale):
+    """With the gradient's kernel; the forward pass is cuDNN's."""
+    return causal_attention._with_kernels(query, key, value, scale, causal_attention.Kernels(forward=False, gradient=True))
+
+
 def draw(shape, dtype, size=1.0):
     return [size * jax.random.normal(key, (*shape, 64), dtype) for key in jax.random.split(jax.random.key(sum(shape)), 4)]
 
@@ -42,7 +47,7 @@ def distances(got, want):
 )
 def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
     arrays = draw(shape, dtype)
-    ours = jax.jit(lambda *x: gradients(causal_attention._with_gradient_kernel, *x, scale))
+    ours = jax.jit(lambda *x: gradients(attention, *x, scale))
     got, again = ours(*arrays), ours(*arrays)
     want = [x.astype(jnp.float32) for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), scale)]
     # P or dS, the output in delta, and the result are rounded once each: an ulp is eps, the root mean square of rounding
@@ -56,7 +61,7 @@ def test_weights_of_one_token_alone_and_of_all():
     for size in (8.0, 1e-3):
         arrays = draw((2, 256, 5), jnp.bfloat16, size)
         want = [x.astype(jnp.float32) for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), 0.125)]
-        for x, y in zip(gradients(causal_attention._with_gradient_kernel, *arrays, 0.125), want, strict=True):
+        for x, y in zip(gradients(attention, *arrays, 0.125), want, strict=True):
             assert jnp.isfinite(x).all()
             assert jnp.abs(x.astype(jnp.float32) - y).max() < 2**-5 * jnp.abs(y).max()
 
@@ -64,16 +69,16 @@ def test_weights_of_one_token_alone_and_of_all():
 @pytest.mark.parametrize("scale", [-0.3, 0])
 def test_a_scale_may_be_negative_or_nothing(scale):
     arrays = draw((8, 256, 33), jnp.bfloat16)
-    attention = lambda q, k, v, scale: causal_attention.causal_attention(q, k, v, scale=scale)
+    scaled = lambda q, k, v, scale: causal_attention.causal_attention(q, k, v, scale=scale)
     want = [x.astype(jnp.float32) for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), scale)]
-    for x, y in zip(gradients(attention, *arrays, scale), want, strict=True):
+    for x, y in zip(gradients(scaled, *arrays, scale), want, strict=True):
         # the bound of the test above; without a scale, the gradients of queries and keys are nothing
         assert jnp.linalg.norm(x.astype(jnp.float32) - y) <= 4 * 2**-7 / np.sqrt(12) * jnp.linalg.norm(y)
 
 
 def test_under_vmap_the_new_axis_is_one_of_sequences():
     arrays = draw((6, 256, 7), jnp.bfloat16)
-    f = lambda *x: gradients(causal_attention._with_gradient_kernel, *x, 0.125)
+    f = lambda *x: gradients(attention, *x, 0.125)
     apart = jax.jit(jax.vmap(f))(*(x.reshape(2, 3, *x.shape[1:]) for x in arrays))
     for x, y in zip(f(*arrays), apart, strict=True):
         assert (x == y.reshape(x.shape)).all()

@@ -13,6 +13,7 @@ from pallas_kernels.elementwise import add_norm, add_norm_gradient, swiglu_gradi
 from pallas_kernels.softmax_gradient import cross_entropy_gradient
 from pallas_kernels.tensor_products import contract, expand
 from t6jax import T6, ModelConfig
+from t6jax.ops import causal_attention
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 from tests.pallas_kernels import test_elementwise, test_tensor_products
@@ -56,7 +57,16 @@ def test_the_step_runs_through_the_kernels():
     text = trainer.step.lower(trainer.abstract_arrays(), windows).as_text()
     for name in ("expand", "contract", "add_norm", "add_norm_gradient", "swiglu_gradient", "cross_entropy_gradient"):
         assert name in text
-    assert "cudnn" in text
+    assert "attention_forward" in text and "attention_gradient" in text and "cudnn" not in text
+
+
+def without_kernels(monkeypatch):
+    """Everything through XLA, attention through cuDNN."""
+    for where in ("residual", "swiglu", "tensor_product", "cross_entropy"):
+        monkeypatch.setattr(f"t6jax.ops.{where}.takes_kernels", lambda *_: False)
+    for where in ("layers", "attention.factored"):
+        monkeypatch.setattr(f"t6jax.{where}.worth_copying_weights", lambda _: False)
+    monkeypatch.setattr(causal_attention, "_kernels_that_pay", lambda *_: causal_attention.Kernels(False, False))
 
 
 def losses(config: dict, steps: int = 200) -> np.ndarray:
@@ -76,10 +86,7 @@ def losses(config: dict, steps: int = 200) -> np.ndarray:
 def test_two_hundred_steps_go_as_in_the_plain_implementation(monkeypatch):
     """bfloat16 with the kernels stays as near to float32 as bfloat16 without them does."""
     fast = losses(small())
-    for where in ("residual", "swiglu", "tensor_product", "cross_entropy"):
-        monkeypatch.setattr(f"t6jax.ops.{where}.takes_kernels", lambda *_: False)
-    for where in ("layers", "attention.factored"):
-        monkeypatch.setattr(f"t6jax.{where}.worth_copying_weights", lambda _: False)
+    without_kernels(monkeypatch)
     plain, exact = losses(small(unroll=False)), losses(small(unroll=False, dtype="float32"))
     assert exact[-20:].mean() < 1.6 < 6 < exact[:3].mean()  # ln 4 = 1.39 is what the text leaves to guess
     noise, ours = (np.sqrt(np.mean((x - exact) ** 2)) for x in (plain, fast))
@@ -95,10 +102,7 @@ def test_parameters_gradients_are_the_plain_ones_within_bfloat16(monkeypatch):
     rows = jax.random.randint(jax.random.key(2), (8, 257), 0, 1000)
     make = lambda graph: lambda state: jax.grad(lambda s: nnx.merge(graph, s).loss(rows[:, :-1], rows[:, 1:]))(state)
     fast = jax.jit(make(graph))(state)
-    for where in ("residual", "swiglu", "tensor_product", "cross_entropy"):
-        monkeypatch.setattr(f"t6jax.ops.{where}.takes_kernels", lambda *_: False)
-    for where in ("layers", "attention.factored"):
-        monkeypatch.setattr(f"t6jax.{where}.worth_copying_weights", lambda _: False)
+    without_kernels(monkeypatch)
     plain = jax.jit(make(graph))(state)
     wide = dataclasses.replace(config, dtype="float32")
     exact = jax.jit(make(nnx.split(T6(wide, rngs=nnx.Rngs(0)))[0]))(state)

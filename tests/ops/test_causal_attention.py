@@ -59,6 +59,10 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(causal_attention_module.cudnn, "check_cudnn_version", lambda: 91000)
 
 
+def text_of(shape, dtype=jnp.bfloat16):
+    return str(jax.make_jaxpr(causal_attention)(*[jax.ShapeDtypeStruct((*shape, 64), dtype)] * 3))
+
+
 def gradient_text(shape, attention=causal_attention, sharding=None, **options):
     arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16, sharding=sharding)] * 3
     loss = lambda *x: attention(*x, **options).astype(jnp.float32).sum()
@@ -73,6 +77,18 @@ def test_the_gradient_kernel_is_taken_where_heads_fill_the_gpu(monkeypatch):
     for shape in ((24, 1000, 78), (1, 1024, 7), (6, 4096, 78)):  # no whole blocks; idle multiprocessors; long
         assert "attention_gradient" not in gradient_text(shape)
     assert "attention_gradient" not in gradient_text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
+
+
+def test_the_forward_kernel_is_taken_where_blocks_of_queries_fill_the_gpu(monkeypatch):
+    on_a_gpu(monkeypatch)
+    for shape in ((24, 1024, 78), (32, 1024, 47), (6, 4096, 78), (3, 8192, 11)):
+        assert "attention_forward" in text_of(shape)
+    for shape in ((24, 1024, 78), (32, 1024, 47)):
+        assert "attention_forward" in gradient_text(shape)
+    for shape in ((24, 1000, 78), (1, 1024, 7)):  # no whole blocks; idle multiprocessors
+        assert "attention_forward" not in text_of(shape)
+    assert "attention_forward" not in gradient_text((6, 4096, 78)), "cuDNN's gradient wants what its own forward pass keeps"
+    assert "attention_forward" not in text_of((24, 1024, 78), jnp.float16), "whose range is too small for the kernel's weights"
 
 
 def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(monkeypatch):
@@ -97,8 +113,12 @@ def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
     monkeypatch.setattr(causal_attention_module, "_cudnn_with_lse", stand_in)
     gradient = lambda q, k, v, out, lse, grad, **_: [out * grad * lse.swapaxes(1, 2)[..., None]] * 3
     monkeypatch.setattr(causal_attention_module.attention_gradient, "attention_gradient", gradient)
-    f = lambda w, x: causal_attention_module._with_gradient_kernel(*[jnp.tanh(x) * w] * 3, 1.0).sum()
+    ours = lambda q, k, v, scale, sms: stand_in(q, k, v, scale)
+    monkeypatch.setattr(causal_attention_module.attention_forward, "attention_forward", ours)
     x = jnp.ones((2, 4, 3, 8), jnp.bfloat16)
-    for policy, times in (("dots", 2), ("full", 3)):  # two results, of which one is not wanted where they come again
-        text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=REMAT_POLICIES[policy])))(2.0, x))
-        assert text.count("erf_inv") == times, policy
+    for forward in (False, True):
+        kernels = causal_attention_module.Kernels(forward, gradient=True)
+        f = lambda w, x, kernels=kernels: causal_attention_module._with_kernels(*[jnp.tanh(x) * w] * 3, 1.0, kernels).sum()
+        for policy, times in (("dots", 2), ("full", 3)):  # two results, of which one is not wanted where they come again
+            text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=REMAT_POLICIES[policy])))(2.0, x))
+            assert text.count("erf_inv") == times, (kernels, policy)
