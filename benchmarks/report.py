@@ -112,6 +112,7 @@ def joined(lines: Callable[[dict], Iterable[str]]) -> Callable[[dict], str]:
 
 
 DECODE, EVALUATION, TRAIN = (f"{name}_nvidia_h200.json" for name in ("decode", "evaluation", "train"))
+PYTORCH = "train_cudnn_forward_nvidia_h200.json"  # before there was a kernel for attention's forward pass; beside PyTorch
 CUDNN = "train_cudnn_gradient_nvidia_h200.json"  # before there was a kernel for attention's gradient
 TABLES = {
     "decode": (decode_table, DECODE),
@@ -119,6 +120,7 @@ TABLES = {
     "evaluation": (evaluation_table, EVALUATION),
     "train": (joined(train.table), TRAIN),
     "train kernels": (joined(train.kinds_table), TRAIN),
+    "train, beside PyTorch": (joined(train.table), PYTORCH),
     "train, cuDNN's gradient": (joined(train.table), CUDNN),
     "train kernels, cuDNN's gradient": (joined(train.kinds_table), CUDNN),
     "scaling": (scaling_table, "scaling_nvidia_h200.json"),
