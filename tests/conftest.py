@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import jax
 import pytest
 
 from configs import common
@@ -23,12 +24,24 @@ TINY = {
 }
 # the folder in which processes that the tests start keep what they have compiled, for the next one
 COMPILED = "T6JAX_TESTS_COMPILED"
+# JAX's option, in the environment of a process that a test starts, to compile fast what need not run fast
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+ON_CPU = os.environ.get("JAX_PLATFORMS") == "cpu"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if COMPILED not in os.environ:  # where tests run in several processes, these inherit it
         os.environ[COMPILED] = tempfile.mkdtemp(prefix="t6jax-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True))
+    jax.config.update(UNOPTIMIZED.lower(), ON_CPU)  # most of the tests' time would go into making tiny programs fast
+
+
+@pytest.fixture
+def optimized():
+    """What the test compiles is compiled as users have it."""
+    jax.config.update(UNOPTIMIZED.lower(), False)
+    yield
+    jax.config.update(UNOPTIMIZED.lower(), ON_CPU)
 
 
 @pytest.fixture

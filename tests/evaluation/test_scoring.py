@@ -10,7 +10,7 @@ import pytest
 
 from t6jax.evaluation.packing import Request
 from t6jax.evaluation.scoring import Scorer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, UNOPTIMIZED
 from tests.evaluation.models import ATTENTION, Alone, config, random_model
 
 TOLERANCE = 1e-4  # nats, what is promised
@@ -98,6 +98,7 @@ def test_batches_are_split_over_all_devices():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        UNOPTIMIZED: "1",
         "PYTHONPATH": ".",
     }
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

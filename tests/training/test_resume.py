@@ -14,7 +14,7 @@ import pytest
 
 from t6jax import InputError
 from t6jax.runs import CHECKPOINTS, checkpoint_steps
-from tests.conftest import command, process_options
+from tests.conftest import UNOPTIMIZED, command, process_options
 
 STEPS = 240
 DEAD_AFTER = 8
@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
     run = command("train.py", "--config=tests/configs/tiny.py", f"--workdir={workdir}", *flags)
     options = process_options()
-    options["env"] |= environment
+    # unoptimized code, in all of them alike: the compiler's time would be most of the test's
+    options["env"] |= {UNOPTIMIZED: "1"} | environment
     return subprocess.Popen(run, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -33,15 +34,13 @@ def start_together(workdir: pathlib.Path, count: int, *flags: str, slurm: bool =
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = str(s.getsockname()[1])
-    # unoptimized code: the compiler's time in each of them is most of the test's
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
     flags = (*flags, f"--dead_after={DEAD_AFTER}")
     if not slurm:
         named = (f"--coordinator=localhost:{port}", f"--num_processes={count}")
-        return [start(workdir, *named, f"--process_id={i}", *flags, **quick) for i in range(count)]
+        return [start(workdir, *named, f"--process_id={i}", *flags) for i in range(count)]
     job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count), "JAX_COORDINATOR_PORT": port}
     task = lambda i: {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-    return [start(workdir, *flags, **quick, **job, **task(i)) for i in range(count)]
+    return [start(workdir, *flags, **job, **task(i)) for i in range(count)]
 
 
 def finish(process: subprocess.Popen) -> str:
