@@ -36,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update(UNOPTIMIZED.lower(), ON_CPU)  # most of the tests' time would go into making tiny programs fast
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: one that came last would run alone, the other processes idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def optimized():
     """What the test compiles is compiled as users have it."""
