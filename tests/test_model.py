@@ -11,6 +11,8 @@ from t6jax.model import abstract
 from tests.conftest import TINY
 
 EPSILON = np.finfo(np.float32).eps
+# compiled as one program, once for all tests with the same shapes
+run = jax.jit(lambda model, tokens: model(tokens))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_the_parameters_are_as_many_as_the_config_says(model):
 def test_a_token_sees_nothing_of_what_follows(model):
     first = tokens((2, 12))
     second = first.at[:, 7:].set((first[:, 7:] + 1) % TINY["vocab_size"])
-    a, b = model(first), model(second)
+    a, b = run(model, first), run(model, second)
     np.testing.assert_array_equal(a[:, :7], b[:, :7])
     assert jnp.abs(a[:, 7:] - b[:, 7:]).max() > 0.1
 
@@ -51,7 +53,7 @@ def test_a_token_sees_nothing_of_what_follows(model):
 def test_logits_are_float32_whatever_the_computation(model):
     half = T6(ModelConfig.from_dict(TINY | {"dtype": "bfloat16"}), rngs=nnx.Rngs(0))
     half = nnx.merge(nnx.graphdef(half), nnx.state(model))
-    out, exact = half(tokens((2, 12))), model(tokens((2, 12)))
+    out, exact = run(half, tokens((2, 12))), run(model, tokens((2, 12)))
     assert out.dtype == jnp.float32
     # bfloat16 rounds each of some 10 steps a layer to 2^-9; errors of independent steps add up as their root
     error = jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact)
@@ -59,7 +61,7 @@ def test_logits_are_float32_whatever_the_computation(model):
 
 
 def test_unstacked_layers_give_the_same_logits(model):
-    close(model.unstacked()(tokens((2, 12))), model(tokens((2, 12))))
+    close(run(model.unstacked(), tokens((2, 12))), run(model, tokens((2, 12))))
 
 
 def loss_and_gradient(model, **changes):
@@ -81,7 +83,7 @@ def test_rematerialisation_and_unrolling_change_no_gradient(model, plain, change
 @pytest.mark.parametrize("stacked", [True, False])
 def test_prefill_and_decoding_token_by_token_is_the_full_forward(model, stacked):
     model = model if stacked else model.unstacked()
-    rows, full = tokens((3, 20)), model(tokens((3, 20)))
+    rows, full = tokens((3, 20)), run(model, tokens((3, 20)))
     lengths = jnp.array([1, 5, 12])
     logits, caches = jax.jit(lambda *args: model.prefill(*args))(rows[:, :12], lengths, model.empty_caches(3, 20))
     extend = jax.jit(lambda *args: model.extend(*args))
@@ -94,7 +96,8 @@ def test_prefill_and_decoding_token_by_token_is_the_full_forward(model, stacked)
 
 
 def test_several_new_tokens_at_once_is_the_full_forward(model):
-    rows, full = tokens((2, 16)), model(tokens((2, 16)))
+    rows, full = tokens((2, 16)), run(model, tokens((2, 16)))
+    # not compiled as a whole, as all may be used
     _, caches = model.prefill(rows[:, :9], jnp.array([9, 4]), model.empty_caches(2, 16))
     lengths = jnp.array([13, 8])
     new = jnp.stack([rows[0, 9:13], rows[1, 4:8]])
@@ -105,9 +108,9 @@ def test_several_new_tokens_at_once_is_the_full_forward(model):
 def test_segments_do_not_see_each_other(model):
     rows = tokens((1, 12))
     segment_ids, positions = jnp.array([[0] * 5 + [1] * 7]), jnp.array([[*range(5), *range(7)]])
-    together = model(rows, positions=positions, segment_ids=segment_ids)
-    close(together[:, :5], model(rows[:, :5]))
-    close(together[:, 5:], model(rows[:, 5:]))
+    together = model(rows, positions=positions, segment_ids=segment_ids)  # not compiled as a whole
+    close(together[:, :5], run(model, rows[:, :5]))
+    close(together[:, 5:], run(model, rows[:, 5:]))
 
 
 def test_weights_depend_on_the_seed_alone():
@@ -118,10 +121,11 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_a_frequent_tokens_gradient_is_not_summed_in_bfloat16():
     rows = jnp.where(jax.random.uniform(jax.random.key(0), (32, 32)) < 0.5, 7, tokens((32, 32)))
+    config = lambda dtype: ModelConfig.from_dict(TINY | {"dtype": dtype, "num_layers": 1})
+    state = nnx.state(lively(T6(config("float32"), rngs=nnx.Rngs(0))))
 
     def gradient(dtype):
-        model = T6(ModelConfig.from_dict(TINY | {"dtype": dtype, "num_layers": 1}), rngs=nnx.Rngs(0))
-        graph, state = nnx.split(lively(model))
+        graph = nnx.graphdef(abstract(config(dtype)))
         loss = lambda s: jnp.mean(nnx.merge(graph, s)(rows) ** 2)
         return jax.jit(jax.grad(loss))(state)["embedding"][...][7]
 
@@ -142,6 +146,6 @@ def test_compiled_size_does_not_grow_with_depth():
 
 def test_the_loss_is_the_cross_entropy_of_the_logits(model):
     rows = tokens((2, 9))
-    logits = model(rows[:, :-1])
+    logits = run(model, rows[:, :-1])
     want = -jnp.take_along_axis(jax.nn.log_softmax(logits), rows[:, 1:, None], axis=-1).mean()
     close(model.loss(rows[:, :-1], rows[:, 1:]), want)
