@@ -24,8 +24,7 @@ pytestmark = pytest.mark.slow
 def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
     run = command("train.py", "--config=tests/configs/tiny.py", f"--workdir={workdir}", *flags)
     options = process_options()
-    # unoptimized code, in all of them alike: the compiler's time would be most of the test's
-    options["env"] |= {UNOPTIMIZED: "1"} | environment
+    options["env"] |= environment
     return subprocess.Popen(run, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -34,13 +33,14 @@ def start_together(workdir: pathlib.Path, count: int, *flags: str, slurm: bool =
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = str(s.getsockname()[1])
+    quick = {UNOPTIMIZED: "1"}  # the compiler's time in each of them would be most of the test's
     flags = (*flags, f"--dead_after={DEAD_AFTER}")
     if not slurm:
         named = (f"--coordinator=localhost:{port}", f"--num_processes={count}")
-        return [start(workdir, *named, f"--process_id={i}", *flags) for i in range(count)]
+        return [start(workdir, *named, f"--process_id={i}", *flags, **quick) for i in range(count)]
     job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count), "JAX_COORDINATOR_PORT": port}
     task = lambda i: {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-    return [start(workdir, *flags, **job, **task(i)) for i in range(count)]
+    return [start(workdir, *flags, **quick, **job, **task(i)) for i in range(count)]
 
 
 def finish(process: subprocess.Popen) -> str:
