@@ -22,30 +22,23 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import attention_gradient
 from pallas_kernels import mosaic_pieces as pieces
+from pallas_kernels.attention_gradient import DIM, PRODUCT, TILED
 from pallas_kernels.mosaic_pieces import ROW, ROWS, WGMMA
 
 PARTS = 4  # warpgroups of queries
 BLOCK = PARTS * ROWS
-DIM = 64
 RING = 6  # tiles of keys and of values under way
 REGISTERS = 112, 32  # a thread's: of the warpgroups 0 to 3, of 4
 HEAVIEST = 2.0**64  # that a row's sum may become, in units of its shift
-TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
-PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
 
 
 def unsupported(query, key, value) -> str | None:
     """Why the kernel does not take these arrays [B, T, H, D], or None."""
-    if not query.shape == key.shape == value.shape:
-        return "queries, keys and values must have the same shape"
-    if query.shape[3] != DIM:
-        return f"D must be {DIM}, not {query.shape[3]}"
-    if query.shape[1] % (2 * ROWS) or not query.size:
-        return f"T must be a multiple of {2 * ROWS}, not {query.shape[1]}"
-    if not query.dtype == key.dtype == value.dtype == jnp.bfloat16:
-        return f"the arrays must all be bfloat16, not {query.dtype}, {key.dtype} and {value.dtype}"
-    return None
+    if reason := attention_gradient.unsupported(query, key, value):
+        return reason
+    return None if query.dtype == jnp.bfloat16 else f"the arrays must be bfloat16, whose range P needs, not {query.dtype}"
 
 
 def attention_forward(query, key, value, *, scale: float, sms: int = 132):

@@ -91,6 +91,18 @@ def test_the_forward_kernel_is_taken_where_blocks_of_queries_fill_the_gpu(monkey
     assert "attention_forward" not in text_of((24, 1024, 78), jnp.float16), "whose range is too small for the kernel's weights"
 
 
+def test_the_gradient_behind_the_forward_kernel_alone_is_cudnns(monkeypatch):
+    """Where ours does not pay: what the gradient is asked of takes cuDNN's forward pass too."""
+    cudnn = lambda q, k, v, scale: scale * jnp.tanh(q) * k + jnp.sin(v)
+    monkeypatch.setattr(causal_attention_module, "_cudnn", cudnn)
+    x = [jnp.arange(6.0) + i for i in range(3)]
+    kernels = causal_attention_module.Kernels(forward=True, gradient=False)
+    loss = lambda f: jax.jit(jax.grad(lambda *x: (f(*x) ** 2).sum(), argnums=(0, 1, 2)))
+    got = loss(lambda *x: causal_attention_module._with_kernels(*x, 0.3, kernels))(*x)
+    for a, b in zip(got, loss(lambda *x: cudnn(*x, 0.3))(*x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=4 * EPSILON)
+
+
 def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(monkeypatch):
     """Under shard_map each device has its own arrays, which the kernel takes."""
     on_a_gpu(monkeypatch)

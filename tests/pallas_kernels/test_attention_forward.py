@@ -28,7 +28,7 @@ def test_lowers_for_cuda(shape):
         ((2, 128, 3, 32), jnp.bfloat16, "D must be 64"),
         ((2, 100, 3, 64), jnp.bfloat16, "T must be a multiple of 128"),
         ((0, 128, 3, 64), jnp.bfloat16, "T must be a multiple"),
-        ((2, 128, 3, 64), jnp.float16, "all be bfloat16"),
+        ((2, 128, 3, 64), jnp.float16, "must be bfloat16"),
     ],
 )
 def test_says_what_it_does_not_take(shape, dtype, reason):
