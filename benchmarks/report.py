@@ -123,7 +123,7 @@ TABLES = {
     "train, beside PyTorch": (joined(train.table), PYTORCH),
     "train, cuDNN's gradient": (joined(train.table), CUDNN),
     "train kernels, cuDNN's gradient": (joined(train.kinds_table), CUDNN),
-    "scaling": (scaling_table, "scaling_nvidia_h200.json"),
+    "scaling": (scaling_table, "scaling_nvidia_h100_80gb_hbm3.json"),
     "attention": (joined(attention.table), "attention_nvidia_h200.json"),
     "attention, 2,048 tokens": (joined(attention.table), "attention_2048_tokens_nvidia_h200.json"),
 }

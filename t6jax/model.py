@@ -1,5 +1,6 @@
 """The T6 transformer (section 3.5): embedding, L blocks stacked and scanned, tied head."""
 
+import functools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from t6jax import parallel
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
+from t6jax.in_turn import run_in_turn
 from t6jax.layers import SwiGLU, parameter, uniform
 from t6jax.ops.causal_attention import ATTENTION, Segments
 from t6jax.ops.cross_entropy import Part, cross_entropy, mean_cross_entropy, part_cross_entropy
@@ -205,25 +207,27 @@ class T6(nnx.Module):
             return add_norm(x, update)[1], entries
 
         graph, state = nnx.split(self.blocks)
-
         gathered = parallel.is_gathered(state)
+        gather = functools.partial(parallel.used_layer, dtype=self.config.dtype)
 
-        def run(carry, layer):
-            x, update, before = carry
-            # Parameters come from the devices that store them a layer at a time. Out of a loop, XLA could bring all at once,
-            # which this keeps it from: a layer's come no earlier than while the block before is computed.
-            layer = layer if before is None else parallel.not_before(before, layer)
-            block = nnx.merge(graph, parallel.used_layer(layer, self.config.dtype))
-            new_x, update, entry = block(x, update, positions, segment_ids)
-            return (new_x, update, None if before is None else _event(x)), entry
+        def block(params, carry):
+            *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
+            return tuple(carry), entry
 
-        if self.config.remat != "none" or gathered:
+        def with_policy(run, *, prevent_cse):
+            if self.config.remat == "none" and not gathered:
+                return run
             keep_all = parallel.keeps_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
-            # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-            run = jax.checkpoint(run, policy=policy, prevent_cse=unroll)
-        carry, stacked = jax.lax.scan(run, (x, update, _event(x) if gathered and unroll else None), state, unroll=unroll)
-        return add_norm(*carry[:2])[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
+            return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
+
+        if gathered and unroll:
+            run = with_policy(lambda *x: block(*x)[0], prevent_cse=True)
+            return add_norm(*run_in_turn(run, gather, state, (x, update)))[1], []
+        # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
+        run = with_policy(lambda carry, layer: block(gather(layer), carry), prevent_cse=unroll)
+        carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
+        return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
         return parallel.look_up(self.embedding, tokens, self.config.dtype)
@@ -242,11 +246,6 @@ class T6(nnx.Module):
 def _pieces(batch: int, tokens: int) -> int:
     """How many pieces of the sequence the loss is taken in: of at least PIECE tokens, the last piece like the others."""
     return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / PIECE)))))
-
-
-def _event(x: Float[Array, "B T D"]) -> Float[Array, ""]:
-    """What is there as soon as x is, and takes no room."""
-    return jax.lax.stop_gradient(x[0, 0, 0])
 
 
 def _layer(stacked: Any, i: int) -> Any:

@@ -150,15 +150,6 @@ def _sum_pieces(axes, k, dtype, own, _, g):
 _gathered.defvjp(lambda x, *static: (_gathered(x, *static), None), _sum_pieces)
 
 
-@jax.custom_vjp
-def not_before(event: Any, x: Any) -> Any:
-    """x, of which nothing is computed before the event is."""
-    return jax.lax.optimization_barrier((x, event))[0]
-
-
-not_before.defvjp(lambda event, x: (not_before(event, x), None), lambda _, g: (None, g))
-
-
 def split_axis(variable: nnx.Variable, name: str) -> str | None:
     """The mesh axis that splits a parameter's named axis while it is used; None: the device has all of it."""
     placement = variable.get_metadata().get("placement")
