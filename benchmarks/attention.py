@@ -90,16 +90,26 @@ def draw(shape, seed, dtype):
     return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(seed), 4)]
 
 
-def error(f, shape, dtype, *, backward):
-    """The largest distance from the formula of result and gradients, in units of their norms."""
-    *inputs, grad = draw((5, *shape[1:]), 0, dtype)  # enough for every multiprocessor to have a head
+def both(f, shape, dtype, *, backward):
+    """Result and gradients of f, on inputs of this shape but few rows: enough for every multiprocessor to have a head."""
+    *inputs, grad = draw((5, *shape[1:]), 0, dtype)
 
-    def both(f):
+    @jax.jit
+    def run(grad, *inputs):
         out, vjp = jax.vjp(f, *inputs)
         return [out, *(vjp(grad.astype(out.dtype)) if backward else ())]
 
+    return run(grad, *inputs)
+
+
+wanted = functools.cache(functools.partial(both, formula))
+
+
+def error(f, shape, dtype, *, backward):
+    """The largest distance from the formula of result and gradients, in units of their norms."""
     distance = lambda x, y: jnp.linalg.norm(x.astype(jnp.float32) - y) / jnp.linalg.norm(y)
-    return max(float(distance(x, y)) for x, y in zip(both(f), both(formula), strict=True))
+    found, want = (g(shape, dtype, backward=backward) for g in (functools.partial(both, f), wanted))
+    return max(float(distance(x, y)) for x, y in zip(found, want, strict=True))
 
 
 def measure(make, shape, dtype, *, backward):
