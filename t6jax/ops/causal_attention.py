@@ -119,7 +119,7 @@ LEAST_FILL, LONGEST_GRADIENT = 2 / 3, 2048
 def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
     """Outside of jax.shard_map arrays may be spread over a mesh: cuDNN's calls can then be split, the kernels cannot."""
     mesh = jax.typeof(query).sharding.mesh
-    if mesh.auto_axes or mesh.explicit_axes or not on_hopper():
+    if mesh.explicit_axes or (mesh.auto_axes and mesh.size > 1) or not on_hopper():
         return Kernels(False, False)
     batch, tokens, heads, _ = query.shape
 

@@ -103,6 +103,14 @@ def test_the_gradient_behind_the_forward_kernel_alone_is_cudnns(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=4 * EPSILON)
 
 
+def test_a_mesh_of_one_device_keeps_nothing_from_the_kernels(monkeypatch):
+    on_a_gpu(monkeypatch)
+    mesh = jax.sharding.AbstractMesh((1, 1), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = gradient_text((24, 1024, 25), sharding=jax.NamedSharding(mesh, jax.P("data")))
+    assert "attention_forward" in text and "attention_gradient" in text
+
+
 def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(monkeypatch):
     """Under shard_map each device has its own arrays, which the kernel takes."""
     on_a_gpu(monkeypatch)
