@@ -7,33 +7,40 @@ what nothing reads afterwards, so everything that comes out of one is used.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def run_in_turn(block: Callable[[Any, Any], Any], gather: Callable[[Any], Any], stacked: Any, carry: Any) -> Any:
-    """carry = block(gather(a layer), carry), layer after layer; returns the last carry.
+class Travel(NamedTuple):
+    """How a layer's parameters come. pack: what this device stores of a layer -> what it sends. gather: that -> parameters;
+    linear, its gradient sums those of all devices and leaves each its part."""
 
-    stacked: what this device stores of the layers, along a leading axis. gather: of a layer's part of it, its parameters; linear,
-    its gradient sums those of all devices and leaves each its part.
+    pack: Callable[[Any], Any]
+    gather: Callable[[Any], Any]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def run_in_turn(block: Callable[[Any, Any], Any], travel: Travel, stacked: Any, carry: Any) -> Any:
+    """carry = block(parameters of a layer, carry), layer after layer; returns the last carry.
+
+    stacked: what this device stores of the layers, along a leading axis.
 
     A layer's parameters come while the layer in front of it runs and, since they are not kept, once more while the layer behind
     it runs backward. Its gradients leave while the layer in front of it runs backward, and have left when that has ended.
     """
-    return _forward(lambda *x: (block(*x), None), gather, stacked, carry)[0]
+    return _forward(lambda *x: (block(*x), None), travel, stacked, carry)[0]
 
 
-def _forward(step: Callable, gather: Callable, stacked: Any, carry: Any) -> tuple[Any, list[Any], tuple[Any, Callable]]:
+def _forward(step: Callable, travel: Travel, stacked: Any, carry: Any) -> tuple[Any, list[Any], tuple[Any, Callable]]:
     """The last carry, what step gives beside it for each layer, and what _gather gives for the last layer."""
     extras, last = [], jax.tree.leaves(stacked)[0].shape[0] - 1
-    params, scatter = _gather(gather, stacked, 0)
+    params, scatter = _gather(travel, stacked, 0)
     for i in range(last + 1):
         if i < last:
             carry, params, stacked = jax.lax.optimization_barrier((carry, params, stacked))
-            following = _gather(gather, stacked, i + 1)
+            following = _gather(travel, stacked, i + 1)
         carry, extra = step(params, carry)
         extras.append(extra)
         if i < last:
@@ -41,24 +48,24 @@ def _forward(step: Callable, gather: Callable, stacked: Any, carry: Any) -> tupl
     return carry, extras, (params, scatter)
 
 
-def _gather(gather: Callable, stacked: Any, i: int) -> tuple[Any, Callable]:
-    """A layer's parameters, and what makes of their gradients those of this device's part."""
-    return jax.vjp(gather, jax.tree.map(lambda x: x[i], stacked))
+def _gather(travel: Travel, stacked: Any, i: int) -> tuple[Any, Callable]:
+    """A layer's parameters, and what makes of their gradients those of what this device packed."""
+    return jax.vjp(travel.gather, travel.pack(jax.tree.map(lambda x: x[i], stacked)))
 
 
-def _forward_for_gradient(block: Callable, gather: Callable, stacked: Any, carry: Any) -> tuple[Any, Any]:
+def _forward_for_gradient(block: Callable, travel: Travel, stacked: Any, carry: Any) -> tuple[Any, Any]:
     step = lambda params, carry: jax.vjp(block, params, carry, saveable_args=(False, True))
-    carry, backward, last = _forward(step, gather, stacked, carry)
+    carry, backward, last = _forward(step, travel, stacked, carry)
     return carry, (stacked, backward, last)
 
 
-def _backward(block: Callable, gather: Callable, residuals: Any, grad: Any) -> tuple[Any, Any]:
+def _backward(block: Callable, travel: Travel, residuals: Any, grad: Any) -> tuple[Any, Any]:
     stacked, backward, (params, scatter) = residuals
     leaving, left = None, []  # gradients of the layer behind, on their way; those of the layers behind that one
     for i in reversed(range(len(backward))):
         if i:
             grad, params, stacked = jax.lax.optimization_barrier((grad, params, stacked))
-            following = _gather(gather, stacked, i - 1)
+            following = _gather(travel, stacked, i - 1)
         backward[i].args_res[0] = params
         params_grad, grad = backward[i](grad)
         if leaving is not None:
@@ -67,7 +74,10 @@ def _backward(block: Callable, gather: Callable, residuals: Any, grad: Any) -> t
         (leaving,) = scatter(params_grad)
         if i:
             params, scatter = following
-    return jax.tree.map(lambda *layers: jnp.stack(layers), *reversed([*left, leaving])), grad
+    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+    unpack = jax.linear_transpose(travel.pack, layer)
+    layers = [unpack(packed)[0] for packed in reversed([*left, leaving])]
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers), grad
 
 
 run_in_turn.defvjp(_forward_for_gradient, _backward)

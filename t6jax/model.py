@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from t6jax import parallel
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
-from t6jax.in_turn import run_in_turn
+from t6jax.in_turn import Travel, run_in_turn
 from t6jax.layers import SwiGLU, parameter, uniform
 from t6jax.ops.causal_attention import ATTENTION, Segments
 from t6jax.ops.cross_entropy import Part, cross_entropy, mean_cross_entropy, part_cross_entropy
@@ -208,7 +208,6 @@ class T6(nnx.Module):
 
         graph, state = nnx.split(self.blocks)
         gathered = parallel.is_gathered(state)
-        gather = functools.partial(parallel.used_layer, dtype=self.config.dtype)
 
         def block(params, carry):
             *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
@@ -222,9 +221,11 @@ class T6(nnx.Module):
             return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
 
         if gathered and unroll:
-            run = with_policy(lambda *x: block(*x)[0], prevent_cse=True)
-            return add_norm(*run_in_turn(run, gather, state, (x, update)))[1], []
+            layer = parallel.Layer(_layer(state, 0), self.config.dtype)
+            run = with_policy(lambda params, carry: block(layer.open(params), carry)[0], prevent_cse=True)
+            return add_norm(*run_in_turn(run, Travel(layer.pack, layer.gather), state, (x, update)))[1], []
         # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
+        gather = functools.partial(parallel.used_layer, dtype=self.config.dtype)
         run = with_policy(lambda carry, layer: block(gather(layer), carry), prevent_cse=unroll)
         carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]

@@ -7,8 +7,9 @@ Outside such a step nothing here does anything.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,40 +91,121 @@ def used(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     Gathered in that dtype; the sums of its gradient over devices are taken in float32.
     """
     x = variable[...]
-    x = x if dtype is None else x.astype(dtype)
     placement = variable.get_metadata().get("placement")
-    if placement is None:
-        return x
-    return _used(variable[...], placement, x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    return x.astype(dtype) if placement is None else _used(x, placement, dtype)
 
 
 def used_layer(state: nnx.State, dtype: DTypeLike) -> nnx.State:
     """`used` of all parameters of a layer; without a mesh, the layer as it is."""
-    is_variable = lambda v: isinstance(v, nnx.Variable)
-    placed = lambda v: "placement" in v.get_metadata()
-    return jax.tree.map(lambda v: v.replace(used(v, dtype)) if placed(v) else v, state, is_leaf=is_variable)
+    layer = Layer(state, dtype)
+    return layer.open(layer.gather(layer.pack(state)))
+
+
+class Layer:
+    """How the parameters of a layer come: those that one collective brings, over the same devices, as one array.
+
+    Ten of a tenth of the size take twice as long.
+    """
+
+    def __init__(self, state: nnx.State, dtype: DTypeLike):
+        """state: a layer's, to know its parameters by; its numbers are not looked at."""
+        self._dtype = jnp.dtype(dtype)
+        self._variables, self._tree = _variables(state)
+        self._placements = [v.get_metadata().get("placement") for v in self._variables]
+        together: dict[Any, list[int]] = {}
+        for i, (v, p) in enumerate(zip(self._variables, self._placements, strict=True)):
+            steps = _steps(p) if p else []
+            alone = len(steps) != 1 or not steps[0].gather
+            together.setdefault(i if alone else (steps[0].axes, v[...].dtype), []).append(i)
+        self._groups = list(together.items())
+
+    def pack(self, state: nnx.State) -> list[Array]:
+        """What this device stores of a layer: an array for each group."""
+        arrays = [v[...] for v in _variables(state)[0]]
+        return [
+            arrays[key] if isinstance(key, int) else jnp.concatenate([arrays[i].ravel() for i in members])
+            for key, members in self._groups
+        ]
+
+    def gather(self, packed: list[Array]) -> list[Array]:
+        """What it uses of the layer."""
+        found = []
+        for x, (key, _) in zip(packed, self._groups, strict=True):
+            if not isinstance(key, int):
+                x = _gathered(x, key[0], self._dtype, x.dtype)
+            elif self._placements[key] is not None:
+                x = _used(x, self._placements[key], self._dtype)
+            found.append(x)
+        return found
+
+    def open(self, gathered: list[Array]) -> nnx.State:
+        """The layer's parameters."""
+        found: dict[int, Array] = {}
+        for x, (key, members) in zip(gathered, self._groups, strict=True):
+            if isinstance(key, int):
+                found[key] = x
+                continue
+            pieces = [self._variables[i][...] for i in members]
+            ends = list(itertools.accumulate(piece.size for piece in pieces))
+            for i, piece, part in zip(members, pieces, jnp.split(x, ends[:-1], axis=1), strict=True):
+                p = self._placements[i]
+                found[i] = _own_part(_side_by_side(part.reshape(-1, *piece.shape), _steps(p)[0].k), p)
+        variables = [v.replace(found[i]) for i, v in enumerate(self._variables)]
+        return jax.tree.unflatten(self._tree, variables)
+
+
+def _variables(state: nnx.State) -> tuple[list[nnx.Variable], Any]:
+    return jax.tree.flatten(state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+
+
+class Step(NamedTuple):
+    """One exchange on the way from what is stored of a parameter to what is used: axis k is gathered over mesh axes, or goes
+    to other devices while the axis that tensor splits is cut."""
+
+    gather: bool
+    axes: tuple[str, ...]
+    k: int
+
+
+def _steps(p: Placement) -> list[Step]:
+    """In their order, without those over one device."""
+    target = next((k for k, axis in enumerate(p.used) if axis), None)
+    tensor_on = next((k for k, axes in enumerate(p.stored) if "tensor" in axes), None)
+    steps = []
+    # the axis that tensor is stored on comes last: by then the axis it goes to is whole
+    for k in sorted(range(len(p.shape)), key=lambda k: k == tensor_on):
+        axes = p.stored[k]
+        if k == tensor_on == target:
+            steps.append(Step(True, axes[1:], k))
+        elif k == tensor_on and target is not None:
+            at = axes.index("tensor")
+            steps += [Step(True, axes[at + 1 :], k), Step(False, ("tensor",), k), Step(True, axes[:at], k)]
+        else:
+            steps.append(Step(True, axes, k))
+    steps = [step._replace(axes=tuple(axis for axis in step.axes if _size(axis) > 1)) for step in steps]
+    return [step for step in steps if step.axes]
 
 
 def _used(x: Array, p: Placement, dtype: DTypeLike) -> Array:
-    target = next((k for k, axis in enumerate(p.used) if axis), None)
-    tensor_on = next((k for k, axes in enumerate(p.stored) if "tensor" in axes), None)
-    # the axis that tensor is stored on comes last: by then the axis it goes to is whole
-    for k in sorted(range(x.ndim), key=lambda k: k == tensor_on):
-        axes = p.stored[k]
-        if k == tensor_on == target:
-            x = _gather(x, axes[1:], k, dtype)
-        elif k == tensor_on and target is not None:
-            x = _gather(x, axes[axes.index("tensor") + 1 :], k, dtype)
-            x = jax.lax.all_to_all(_whole_parts(x.astype(dtype), target), "tensor", target, k, tiled=True)
-            x = _gather(x, axes[: axes.index("tensor")], k, dtype)
+    for step in _steps(p):
+        if step.gather:
+            together = _gathered(x.ravel(), step.axes, jnp.dtype(dtype), x.dtype)
+            x = _side_by_side(together.reshape(-1, *x.shape), step.k)
         else:
-            x = _gather(x, axes, k, dtype)
-    x = x.astype(dtype)
-    if target is not None and tensor_on is None:
-        x = _whole_parts(x, target)
-        size = x.shape[target] // _size("tensor")
-        x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * size, size, target)
-    return x
+            target = next(k for k, axis in enumerate(p.used) if axis)
+            x = jax.lax.all_to_all(_whole_parts(x.astype(dtype), target), "tensor", target, step.k, tiled=True)
+    return _own_part(x.astype(dtype), p)
+
+
+def _own_part(x: Array, p: Placement) -> Array:
+    """This device's part of a parameter that is split over tensor while it is used, and not while it is stored."""
+    target = next((k for k, axis in enumerate(p.used) if axis), None)
+    if target is None or any("tensor" in axes for axes in p.stored):
+        return x
+    x = _whole_parts(x, target)
+    size = x.shape[target] // _size("tensor")
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * size, size, target)
 
 
 def _whole_parts(x: Array, k: int) -> Array:
@@ -132,22 +214,24 @@ def _whole_parts(x: Array, k: int) -> Array:
     return jnp.pad(x, [(0, missing if i == k else 0) for i in range(x.ndim)])
 
 
-def _gather(x: Array, axes: tuple[str, ...], k: int, dtype: DTypeLike) -> Array:
-    axes = tuple(axis for axis in axes if _size(axis) > 1)
-    return _gathered(x, axes, k, jnp.dtype(dtype), x.dtype) if axes else x
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(x: Array, axes: tuple[str, ...], dtype: Any, own: Any) -> Array:
+    """x of all devices along mesh axes, a row for each, in a dtype."""
+    return jax.lax.all_gather(x.astype(dtype), axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gathered(x, axes, k, dtype, own):
-    return jax.lax.all_gather(x.astype(dtype), axes, axis=k, tiled=True)
-
-
-def _sum_pieces(axes, k, dtype, own, _, g):
+def _sum_pieces(axes: tuple[str, ...], dtype: Any, own: Any, _: None, g: Array) -> tuple[Array]:
     wide = jnp.promote_types(own, jnp.float32)
-    return (jax.lax.psum_scatter(g.astype(wide), axes, scatter_dimension=k, tiled=True).astype(own),)
+    return (jax.lax.psum_scatter(g.astype(wide), axes).astype(own),)
 
 
 _gathered.defvjp(lambda x, *static: (_gathered(x, *static), None), _sum_pieces)
+
+
+def _side_by_side(pieces: Array, k: int) -> Array:
+    """Pieces [n, ...] of an array, cut along its axis k, as the array."""
+    moved = jnp.moveaxis(pieces, 0, k)
+    return moved.reshape(*moved.shape[:k], -1, *moved.shape[k + 2 :])
 
 
 def split_axis(variable: nnx.Variable, name: str) -> str | None:

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t6jax.in_turn import run_in_turn
+from t6jax.in_turn import Travel, run_in_turn
 
 TIMES = 16  # as large as what is stored of a layer are its parameters
 
 
-def gather(piece):
+def gather(packed):
     """As all_gather, of devices that all store the same; its transpose adds up."""
-    return jnp.tile(piece, (TIMES, 1))
+    return jnp.tile(packed.reshape(4, -1), (TIMES, 1))
+
+
+TRAVEL = Travel(jnp.ravel, gather)
 
 
 def block(params, carry):
@@ -22,9 +25,9 @@ def block(params, carry):
     return x + jnp.sin(y @ params.T) @ params, jnp.cos(x)
 
 
-def loop(block, gather, stacked, carry):
+def loop(block, travel, stacked, carry):
     for piece in stacked:
-        carry = block(gather(piece), carry)
+        carry = block(travel.gather(travel.pack(piece)), carry)
     return carry
 
 
@@ -40,16 +43,16 @@ def test_value_and_gradients_are_those_of_the_plain_loop(layers, remat):
     arguments = draw(layers)
     run = jax.checkpoint(block, prevent_cse=True) if remat else block
     found = [jax.jit(f, static_argnums=(0, 1)) for f in (run_in_turn, loop)]
-    got, want = (f(run, gather, *arguments) for f in found)
+    got, want = (f(run, TRAVEL, *arguments) for f in found)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, want)
-    total = lambda f: lambda *x: sum(jnp.sum(jnp.square(y)) for y in f(run, gather, *x))
+    total = lambda f: lambda *x: sum(jnp.sum(jnp.square(y)) for y in f(run, TRAVEL, *x))
     got, want = (jax.jit(jax.grad(total(f), argnums=(0, 1)))(*arguments) for f in (run_in_turn, loop))
     # sums of TIMES x rows products in another order, at most
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max()), got, want)
 
 
 def gradient(f, layers):
-    total = lambda *x: sum(jnp.sum(y) for y in f(jax.checkpoint(block), gather, *x))
+    total = lambda *x: sum(jnp.sum(y) for y in f(jax.checkpoint(block), TRAVEL, *x))
     return jax.jit(jax.grad(total, argnums=(0, 1))).trace(*draw(layers, width=4096)).lower()
 
 
