@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t6jax import parallel
+from t6jax import gathering, parallel
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
 from t6jax.in_turn import Travel, run_in_turn
@@ -113,7 +113,7 @@ class T6(nnx.Module):
     ) -> Float[Array, ""]:
         """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece of T at a time."""
         normed, _ = self._forward(tokens, positions, segment_ids, unroll=self.config.unroll)
-        return mean_cross_entropy(normed, parallel.used(self.embedding), targets, _pieces(*tokens.shape), self._part())
+        return mean_cross_entropy(normed, gathering.used(self.embedding), targets, _pieces(*tokens.shape), self._part())
 
     def nats(
         self,
@@ -207,7 +207,7 @@ class T6(nnx.Module):
             return add_norm(x, update)[1], entries
 
         graph, state = nnx.split(self.blocks)
-        gathered = parallel.is_gathered(state)
+        gathered = gathering.is_gathered(state)
 
         def block(params, carry):
             *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
@@ -221,21 +221,21 @@ class T6(nnx.Module):
             return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
 
         if gathered and unroll:
-            layer = parallel.Layer(_layer(state, 0), self.config.dtype)
+            layer = gathering.Layer(_layer(state, 0), self.config.dtype)
             run = with_policy(lambda params, carry: block(layer.open(params), carry)[0], prevent_cse=True)
             return add_norm(*run_in_turn(run, Travel(layer.pack, layer.gather), state, (x, update)))[1], []
         # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-        gather = functools.partial(parallel.used_layer, dtype=self.config.dtype)
+        gather = functools.partial(gathering.used_layer, dtype=self.config.dtype)
         run = with_policy(lambda carry, layer: block(gather(layer), carry), prevent_cse=unroll)
         carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
-        return parallel.look_up(self.embedding, tokens, self.config.dtype)
+        return gathering.look_up(self.embedding, tokens, self.config.dtype)
 
     def _head(self, normed: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
         """Logits; of this device's part of the vocabulary, where devices split it."""
-        table = parallel.used(self.embedding, self.config.dtype)
+        table = gathering.used(self.embedding, self.config.dtype)
         return jnp.einsum("btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype))
 
     def _part(self) -> Part | None:
