@@ -77,7 +77,8 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
     parts = batch // split // rows
     mesh_sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
     config = dict(config) | {"batch_size": batch, "accumulation_steps": parts, "mesh": mesh_sizes}
-    config["model"] = dict(config["model"]) | {"remat": "dots"}
+    # as a loop, whose scan says what is kept; unrolled, the last layer is gathered once, not twice
+    config["model"] = dict(config["model"]) | {"remat": "dots", "unroll": False}
     model = ModelConfig.from_dict(config["model"])
     trainer = Trainer(config, model, make_mesh(mesh_sizes, plan=True))
     windows = jax.ShapeDtypeStruct((batch, model.context_length + 1), "int32", sharding=trainer.batch_sharding)

@@ -18,7 +18,8 @@ def compile_for(config: Mapping[str, Any], devices: int) -> dict[str, Any]:
 
     seconds: that compiling took. arguments, temporary: bytes. collectives: [kind, mesh axes, how many a step, bytes of all
     their results], as the program is written: compiled for CPU, sums of bfloat16 are taken in float32.
-    Blocks are compiled as a loop even where model.unroll is set, which changes neither what is stored nor what is sent.
+    Blocks are compiled as a loop even where model.unroll is set, which changes nothing that is stored, and of what is sent that
+    the last layer's parameters are gathered once, not twice.
     Raises InputError where it does not compile.
     """
     config = {**config, "model": {**config["model"], "unroll": False}}
