@@ -52,9 +52,9 @@ def causal_attention(
     segment_ids: tokens see only tokens of their own segment; with Segments, of their context's too.
     scale: default 1/sqrt(D).
 
-    On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax. What
-    models train on has kernels of ours: without segments, D = E = 64, G = H, T a multiple of 128, heads enough to fill the GPU,
-    a Hopper; bfloat16 forward, T up to 2,048 for the gradient.
+    On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax, which
+    keeps no scores for the gradient where they are many. What models train on has kernels of ours: without segments, D = E = 64,
+    G = H, T a multiple of 128, heads enough to fill the GPU, a Hopper; bfloat16 forward, T up to 2,048 for the gradient.
     Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -116,10 +116,15 @@ class Kernels(NamedTuple):
 LEAST_FILL, LONGEST_GRADIENT = 2 / 3, 2048
 
 
+def _spread(x: Array) -> bool:
+    """Whether an array may lie in pieces on a mesh, outside of jax.shard_map: cuDNN's calls can then be split, the kernels and
+    loops over sequences and heads cannot."""
+    mesh = jax.typeof(x).sharding.mesh
+    return bool(mesh.explicit_axes or (mesh.auto_axes and mesh.size > 1))
+
+
 def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
-    """Outside of jax.shard_map arrays may be spread over a mesh: cuDNN's calls can then be split, the kernels cannot."""
-    mesh = jax.typeof(query).sharding.mesh
-    if mesh.explicit_axes or (mesh.auto_axes and mesh.size > 1) or not on_hopper():
+    if _spread(query) or not on_hopper():
         return Kernels(False, False)
     batch, tokens, heads, _ = query.shape
 
@@ -173,16 +178,48 @@ def _backward(scale: float, kernels: Kernels, residuals: Any, grad: Array) -> tu
 _with_kernels.defvjp(_forward, _backward)
 
 
+KEPT_SCORES = 2**28  # bytes of scores beyond which they are computed so many at a time, and again for the gradient
+
+
 def _plain(
-    query: Array, key: Array, value: Array, mask: Bool[Array, "#B 1 T S"] | None, scale: float, causal: bool
+    query: Float[Array, "B T H D"],
+    key: Float[Array, "B S G D"],
+    value: Float[Array, "B S G E"],
+    mask: Bool[Array, "#B 1 T S"] | None,
+    scale: float,
+    causal: bool,
 ) -> Float[Array, "B T H E"]:
-    (batch, tokens, heads, dim), groups = query.shape, key.shape[2]
+    (batch, tokens, heads, dim), (_, keys, groups, value_dim) = query.shape, value.shape
     grouped = query.reshape(batch, tokens, groups, heads // groups, dim)
-    wide = accumulator(query.dtype)
+    size = tokens * keys * heads // groups * accumulator(query.dtype).itemsize  # of a group's scores
+    if batch * groups * size <= KEPT_SCORES or _spread(query):
+        return _scored(grouped, key, value, mask, scale, causal).reshape(batch, tokens, heads, value_dim)
+
+    @jax.checkpoint
+    def of_a_group(arrays: tuple[Array, ...]) -> Float[Array, "T h E"]:
+        row, *arrays = arrays
+        seen = None if mask is None else mask[row if len(mask) > 1 else 0][None]
+        return _scored(*(x[None, :, None] for x in arrays), seen, scale, causal)[0, :, 0]
+
+    by_group = lambda x: jnp.moveaxis(x, 2, 1).reshape(batch * groups, x.shape[1], *x.shape[3:])
+    rows = jnp.repeat(jnp.arange(batch), groups)
+    arrays = (rows, *map(by_group, (grouped, key, value)))
+    out = jax.lax.map(of_a_group, arrays, batch_size=max(1, KEPT_SCORES // size))
+    return jnp.moveaxis(out.reshape(batch, groups, *out.shape[1:]), 1, 2).reshape(batch, tokens, heads, value_dim)
+
+
+def _scored(
+    grouped: Float[Array, "B T G h D"],
+    key: Float[Array, "B S G D"],
+    value: Float[Array, "B S G E"],
+    mask: Bool[Array, "#B 1 T S"] | None,
+    scale: float,
+    causal: bool,
+) -> Float[Array, "B T G h E"]:
+    wide = accumulator(grouped.dtype)
     logits = jnp.einsum("btgqd,bsgd->bgqts", grouped, key, preferred_element_type=wide) * scale
-    seen = jnp.tril(jnp.ones((tokens, key.shape[1]), bool)) if causal else True
+    seen = jnp.tril(jnp.ones((grouped.shape[1], key.shape[1]), bool)) if causal else True
     if mask is not None:
         seen = seen & mask[:, :, None]
     p = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(value.dtype)
-    out = jnp.einsum("bgqts,bsge->btgqe", p, value, preferred_element_type=wide)
-    return out.reshape(batch, tokens, heads, -1).astype(value.dtype)
+    return jnp.einsum("bgqts,bsge->btgqe", p, value, preferred_element_type=wide).astype(value.dtype)

@@ -54,7 +54,7 @@ def summary(config: Mapping[str, Any]) -> str:
     plan = compile_for(config | {"mesh": dict(mesh.shape)}, mesh.size)
     lines["compiled"] = (
         f"for {mesh.size} virtual CPU device(s) in {plan['seconds']:.0f} s: {plan['temporary'] / 2**30:.2f} GiB a device of "
-        "gradients, activations and scratch; a GPU needs less, where attention's scores are not kept"
+        "gradients, activations and scratch; a GPU needs about as much, or up to a quarter less"
     )
     sent = [f"{count:,} {kind} over {' x '.join(axes)}, {size / 1e9:.3g} GB" for kind, axes, count, size in plan["collectives"]]
     lines["sends a step"] = f"\n{'':<17}".join(sent) or "nothing"

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from t6jax.model import REMAT_POLICIES
 from t6jax.ops import causal_attention as causal_attention_module
@@ -50,6 +51,27 @@ def test_heads_share_keys_in_groups_and_values_may_have_another_width():
     got = causal_attention(*(jnp.asarray(x) for x in (q, k, v)))
     want = reference(q, np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2), np.tril(np.ones((9, 9), bool)))
     np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPSILON * np.abs(v).max())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("limit", [1, 3 * 9 * 9 * 4 * 4, 5 * 9 * 9 * 4 * 3])  # scores: of a group; of four, with a rest; of five
+def test_scores_taken_some_at_a_time_give_the_same(monkeypatch, masked, limit):
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((2, 9, 9, 8)).astype(np.float32)
+    k, v = (rng.standard_normal((2, 9, 3, d)).astype(np.float32) for d in (8, 5))
+    segments = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0] * 9]) if masked else None
+    loss = lambda *x: jnp.sum(jnp.sin(causal_attention(*x, segment_ids=segments)))
+    run = lambda: jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+    whole = run()
+    monkeypatch.setattr(causal_attention_module, "KEPT_SCORES", limit)
+    assert "scan" in str(jax.make_jaxpr(loss)(q, k, v))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=16 * EPSILON), run(), whole)
+
+
+def test_many_scores_are_not_kept_for_the_gradient():
+    arrays = [jax.ShapeDtypeStruct((8, 1024, 64, 64), jnp.float32)] * 3  # 2 GiB of scores
+    gradient = jax.jit(jax.grad(lambda *x: causal_attention(*x).sum(), argnums=(0, 1, 2)))
+    assert gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes < 6 * causal_attention_module.KEPT_SCORES
 
 
 def on_a_gpu(monkeypatch):
