@@ -20,7 +20,8 @@ from t6jax.parallel import Placement, first_index, size, split_axis
 def used(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     """What this device uses of a parameter, in a dtype (default: its own).
 
-    Gathered in that dtype; the sums of its gradient over devices are taken in float32.
+    Gathered in that dtype; the sums of its gradient over devices are taken in float32 (and rounded to that dtype where the
+    gradient goes on to other devices).
     """
     x = variable[...]
     dtype = x.dtype if dtype is None else dtype
@@ -42,13 +43,15 @@ class Layer:
     """
 
     def __init__(self, state: nnx.State, dtype: DTypeLike):
-        """state: a layer's, to know its parameters by; its numbers are not looked at."""
+        """state: a layer's, to know its parameters by; its numbers are not looked at, and not kept."""
         self._dtype = jnp.dtype(dtype)
-        self._variables, self._tree = _variables(state)
+        variables, self._tree = _variables(state)
+        self._variables = [v.replace(jax.ShapeDtypeStruct(x.shape, x.dtype)) for v in variables for x in (v.get_value(),)]
         groups: dict[Any, list[_Way]] = {}  # what needs no collective stays by itself
         for i, v in enumerate(self._variables):
-            way = _Way.of(i, v[...].shape, v.get_metadata().get("placement"))
-            groups.setdefault((way.stages or i, v[...].dtype), []).append(way)
+            shape, dtype = v.get_value().shape, v.get_value().dtype
+            way = _Way.of(i, shape, v.get_metadata().get("placement"))
+            groups.setdefault((way.stages or i, dtype), []).append(way)
         self._groups = list(groups.values())
 
     def pack(self, state: nnx.State) -> list[Array]:
@@ -102,7 +105,7 @@ def _variables(state: nnx.State) -> tuple[list[nnx.Variable], Any]:
 
 
 class _Step(NamedTuple):
-    """One exchange: axis k is gathered over mesh axes, or, not to gather, while the axis that tensor splits is cut."""
+    """One exchange. gather: axis k is gathered over mesh axes; otherwise an all-to-all makes it whole and splits another."""
 
     gather: bool
     axes: tuple[str, ...]

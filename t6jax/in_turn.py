@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 class Travel(NamedTuple):
     """How a layer's parameters come. pack: what this device stores of a layer -> what it sends. gather: that -> parameters;
-    linear, its gradient sums those of all devices and leaves each its part."""
+    its gradient sums those of all devices and leaves each its part. Both are linear."""
 
     pack: Callable[[Any], Any]
     gather: Callable[[Any], Any]
@@ -25,10 +25,11 @@ class Travel(NamedTuple):
 def run_in_turn(block: Callable[[Any, Any], Any], travel: Travel, stacked: Any, carry: Any) -> Any:
     """carry = block(parameters of a layer, carry), layer after layer; returns the last carry.
 
-    stacked: what this device stores of the layers, along a leading axis.
+    stacked: what this device stores of the layers, along a leading axis. block must not close over what is differentiated.
 
-    A layer's parameters come while the layer in front of it runs and, since they are not kept, once more while the layer behind
-    it runs backward. Its gradients leave while the layer in front of it runs backward, and have left when that has ended.
+    A layer's parameters come while the layer in front of it runs and, since only the last layer's are kept, once more while the
+    layer behind it runs backward. Its gradients leave while the layer in front of it runs backward, and have left when that has
+    ended.
     """
     return _forward(lambda *x: (block(*x), None), travel, stacked, carry)[0]
 

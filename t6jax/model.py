@@ -194,7 +194,7 @@ class T6(nnx.Module):
         *,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T d_model"], list[Any]]:
-        """The normed hidden states behind the last block, and the cache entries of each layer."""
+        """The normed hidden states behind the last block, and the cache entries of each layer (none with run_in_turn)."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self._embed(tokens)
@@ -221,7 +221,7 @@ class T6(nnx.Module):
             return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
 
         if gathered and unroll:
-            layer = gathering.Layer(_layer(state, 0), self.config.dtype)
+            layer = gathering.Layer(jax.eval_shape(lambda: _layer(state, 0)), self.config.dtype)
             run = with_policy(lambda params, carry: block(layer.open(params), carry)[0], prevent_cse=True)
             return add_norm(*run_in_turn(run, Travel(layer.pack, layer.gather), state, (x, update)))[1], []
         # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed

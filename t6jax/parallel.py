@@ -1,7 +1,7 @@
 """A model over the devices of a mesh: what a device holds of each parameter and of each sequence, and what devices exchange.
 
 The training step runs the model's code on every device at once (jax.shard_map), on that device's rows, tokens, heads, columns
-of the SwiGLU and part of the vocabulary. A parameter is stored in pieces; `used` brings together what the device needs of it.
+of the SwiGLU and part of the vocabulary. A parameter is stored in pieces; gathering.py brings together what is used of it.
 Outside such a step nothing here does anything.
 """
 
@@ -161,7 +161,8 @@ def and_sums(policy: Any) -> Any:
 def keeps_activations(rows: int, tokens: int) -> Any:
     """A rematerialisation policy: all that depends on tokens is kept, gathered parameters are gathered again.
 
-    Known by shape, B and T among an operand's axes or B T first: what is taken for a parameter by mistake is recomputed.
+    Known by shape, B and T among an operand's axes or B T first: what is taken for a parameter by mistake is recomputed, and a
+    parameter that has these sizes by chance is kept.
     """
     parts = sequence_parts()
     lengths = {tokens, tokens * parts} | ({tokens // 2, tokens * parts // 2} if parts > 1 else set())

@@ -54,7 +54,8 @@ def trainer(mechanism: str, layout: str, masked: bool, parts: int) -> Trainer:
     config = common.get_config()
     config.update(batch_size=ROWS, accumulation_steps=parts)
     config.model.update(vocab_size=VOCABULARY, num_layers=2, d_model=32, context_length=LENGTH, dtype="float32")
-    config.model.unroll = layout not in ("one", MIXED)  # both ways are used
+    # both ways are used, over one axis and over several
+    config.model.unroll = layout != "one" and (layout != MIXED or mechanism == "tpa")
     config.model.attention = common.attention(mechanism, **MECHANISMS[mechanism])
     config.optimizer.update(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=STEPS)
     config.mesh.update(LAYOUTS[layout])
