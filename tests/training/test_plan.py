@@ -16,4 +16,5 @@ def test_the_memory_of_a_dry_run_is_near_what_a_gpu_took(name):
     taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == name)
     config = config_of(*CASES[name])
     plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)
-    assert 0.95 * taken < plan["arguments"] + plan["temporary"] < 1.4 * taken
+    # "about as much, or up to a quarter less", as --dry_run says
+    assert 0.95 < (plan["arguments"] + plan["temporary"]) / taken < 1 / 0.75
