@@ -38,9 +38,18 @@ def start(coordinator: str | None, processes: int | None, process: int | None, d
         )
     except Exception as e:  # whatever a launcher's own client raises
         raise InputError(
-            f"this process cannot join the others: {str(e).strip()}\n"
+            f"this process cannot join the others: {_with_causes(e)}\n"
             "Where no launcher tells them of one another, give --coordinator=HOST:PORT, --num_processes and --process_id."
         ) from e
+
+
+def _with_causes(error: BaseException) -> str:
+    """What an error says, and those that it was raised from."""
+    said = []
+    while error is not None:
+        said.append(str(error).strip() or type(error).__name__)
+        error = error.__cause__
+    return ", because: ".join(said)
 
 
 def _launched_together() -> bool:

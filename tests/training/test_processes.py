@@ -51,9 +51,9 @@ def test_flags_name_all_or_none(joined):
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
 def test_why_it_cannot_join_is_told_whole(monkeypatch, joined, error):
     def fail(*_, **__):
-        raise error("Pods need a headless service.\nkind: Service\n")
+        raise RuntimeError("Retry failed") from error("Pods need a headless service.\nkind: Service\n")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"(?s)headless service.*kind: Service.*--coordinator"):
+    with pytest.raises(InputError, match=r"(?s)failed, because: Pods need a headless service.*kind: Service.*--coordinator"):
         processes.start(None, None, None, 60)
