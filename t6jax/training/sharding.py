@@ -1,7 +1,7 @@
 """The mesh, and where each array lies on it: parameters name their axes, the config maps the names to mesh axes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,13 @@ from t6jax.errors import InputError
 from t6jax.parallel import BATCH_AXES, MESH_AXES, Placement, place
 
 
-def make_mesh(config: Mapping[str, int], *, plan: bool = False) -> Mesh | AbstractMesh:
-    """The mesh of all devices with the sizes the config gives; one of them may be -1, for what is left.
+def make_mesh(config: Mapping[str, int], given: Sequence[jax.Device] | None = None, *, plan: bool = False) -> Mesh | AbstractMesh:
+    """The mesh of devices (default: all at hand) with the sizes the config gives; one of them may be -1, for what is left.
 
     plan: where the sizes ask for other devices than there are, a mesh without devices, to look at shardings with.
     """
     sizes = [config[axis] for axis in MESH_AXES]
-    devices = jax.device_count()
+    devices = jax.device_count() if given is None else len(given)
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise InputError(
@@ -31,7 +31,7 @@ def make_mesh(config: Mapping[str, int], *, plan: bool = False) -> Mesh | Abstra
     if math.prod(sizes) != devices:
         asked = ", ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise InputError(f"mesh ({asked}) does not multiply to the {devices} devices at hand")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types, devices=given)
 
 
 def parse_rules(rules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

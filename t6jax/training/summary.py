@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from t6jax.training.plan import compile_for
+from t6jax.training.plan import VIRTUAL, compile_for
 from t6jax.training.settings import check
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
@@ -52,10 +52,13 @@ def summary(config: Mapping[str, Any]) -> str:
         + f" (here: {jax.device_count()} x {jax.devices()[0].device_kind})",
     }
     plan = compile_for(config | {"mesh": dict(mesh.shape)}, mesh.size)
+    gib = {name: plan[name] / 2**30 for name in ("arguments", "temporary")}
     lines["compiled"] = (
-        f"for {mesh.size} virtual CPU device(s) in {plan['seconds']:.0f} s: {plan['temporary'] / 2**30:.2f} GiB a device of "
-        "gradients, activations and scratch; a GPU needs about as much, or up to a quarter less"
+        f"for {mesh.size} x {plan['device']} in {plan['seconds']:.0f} s: {gib['temporary']:.2f} GiB a device of gradients, "
+        f"activations and scratch, {sum(gib.values()):.2f} GiB with what is stored"
     )
+    if plan["device"] == VIRTUAL:
+        lines["compiled"] += "; a GPU needs about as much, or up to a quarter less"
     sent = [f"{count:,} {kind} over {' x '.join(axes)}, {size / 1e9:.3g} GB" for kind, axes, count, size in plan["collectives"]]
     lines["sends a step"] = f"\n{'':<17}".join(sent) or "nothing"
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())

@@ -126,7 +126,7 @@ def test_a_dry_run_plans_for_devices_that_are_not_there():
     assert "fsdp 8" in plan
     # parameters, gradients and AdamW's two moments, in float32
     assert float(re.search(r"= ([\d.]+) GiB", plan)[1]) == pytest.approx(1_555_814_400 * 16 / 8 / 2**30, abs=0.01)
-    assert re.search(r"^compiled +for 8 virtual CPU device\(s\) in \d+ s: [\d.]+ GiB a device", plan, re.M)
+    assert re.search(r"^compiled +for 8 x virtual CPU device in \d+ s: [\d.]+ GiB a device", plan, re.M)
     # each layer in bfloat16, forward and again backward, in 20 micro-batches; the embedding in float32 for its two uses
     layers, embedding = 1_555_814_400 - 50304 * 1600, 50304 * 1600
     gathered = 20 * (2 * 2 * layers + 2 * 4 * embedding) / 1e9

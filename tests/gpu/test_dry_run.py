@@ -1,0 +1,37 @@
+"""--dry_run where there is a GPU: compiled for GPUs of its kind, however many."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks.record import RESULTS
+from benchmarks.train import CASES, config_of
+from configs import medium_tpa
+from t6jax.config import ModelConfig
+from t6jax.training.plan import compile_for
+
+
+def test_the_memory_is_what_training_took():
+    record = json.loads((RESULTS / "train_nvidia_h200.json").read_text())
+    taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == "T6 medium")
+    config = config_of(*CASES["T6 medium"])
+    plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)
+    assert plan["arguments"] + plan["temporary"] == pytest.approx(taken, rel=0.01)
+
+
+def test_a_plan_for_two_nodes_needs_neither():
+    config = medium_tpa.get_config()
+    config.update(batch_size=64, accumulation_steps=1)
+    config.mesh.update(data=2, fsdp=4, tensor=2)
+    plan = compile_for(config.to_dict(), 16)
+    assert plan["device"] == jax.devices()[0].device_kind
+    # float32 parameters and AdamW's two moments over fsdp and tensor; the few axes that those do not divide lie whole
+    stored = 12 * ModelConfig.from_dict(config.model.to_dict()).parameter_count / 8
+    assert stored <= plan["arguments"] <= 1.05 * stored
+    assert {(kind, tuple(axes)) for kind, axes, *_ in plan["collectives"]} >= {
+        ("all-gather", ("fsdp",)),
+        ("reduce-scatter", ("fsdp",)),
+        ("all-reduce", ("data",)),
+        ("all-reduce", ("tensor",)),
+    }
