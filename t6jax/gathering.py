@@ -27,13 +27,8 @@ def used(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     dtype = x.dtype if dtype is None else dtype
     if variable.get_metadata().get("placement") is None:
         return x.astype(dtype)
-    return used_layer({"it": variable}, dtype)["it"][...]
-
-
-def used_layer(state: Any, dtype: DTypeLike) -> Any:
-    """`used` of all parameters of a layer; without a mesh, the layer as it is."""
-    layer = Layer(state, dtype)
-    return layer.open(layer.gather(layer.pack(state)))
+    layer = Layer({"it": variable}, dtype)
+    return layer.open(layer.gather(layer.pack({"it": variable})))["it"][...]
 
 
 class Layer:
@@ -53,6 +48,11 @@ class Layer:
             way = _Way.of(i, shape, v.get_metadata().get("placement"))
             groups.setdefault((way.stages or i, dtype), []).append(way)
         self._groups = list(groups.values())
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether other devices store some of what this one uses."""
+        return any(way.steps for ways in self._groups for way in ways)
 
     def pack(self, state: nnx.State) -> list[Array]:
         """What this device stores of a layer, as it sends it."""
@@ -218,13 +218,3 @@ def look_up(table: nnx.Variable, tokens: Int[Array, "B T"], dtype: DTypeLike) ->
     here = tokens - first_index(table, "vocab")
     found = rows.at[here].get(mode="fill", fill_value=0, wrap_negative_indices=False)
     return jax.lax.psum(found.astype(dtype), axis)
-
-
-def is_gathered(state: nnx.State) -> bool:
-    """Whether other devices store some of what this one uses of these parameters."""
-    for variable in jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable)):
-        if placement := variable.get_metadata().get("placement"):
-            for axes, kept in zip(placement.stored, placement.used, strict=True):
-                if any(size(axis) > 1 for axis in axes if axis != kept):
-                    return True
-    return False

