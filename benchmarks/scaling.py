@@ -1,4 +1,4 @@
-"""T6 over two GPUs: do data 2, fsdp 2 and tensor 2 give one GPU's losses, and how much faster are they?
+"""T6 over two GPUs: do data 2, fsdp 2, tensor 2 and sequence 2 give one GPU's losses, and how much faster are they?
 
     python -m benchmarks.scaling [--rows=64] [--steps=20] [--out=benchmarks/results]
     bash -c 'source scripts/gpu_flags.sh && python -m benchmarks.scaling'  # with the launch scripts' flags
@@ -42,6 +42,7 @@ LAYOUTS = {
     "data 2": {"data": 2},
     "fsdp 2": {"fsdp": 2},
     "tensor 2": {"tensor": 2},
+    "sequence 2": {"sequence": 2},
     "one, other order": {},
 }
 WARM_UP = 3  # steps that are not timed
@@ -54,8 +55,8 @@ def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
     if tiny:
         config.model.update(num_layers=2, d_model=64, context_length=64, vocab_size=512, dtype="float32")
         config.model.attention.update(num_heads=7, head_dim=16)
-    # rows of a micro-batch on each device are the same in all layouts; tensor 2 has the same rows on both
-    config.accumulation_steps = {"one": 2, "tensor 2": 2, "one, other order": 4}.get(layout, 1)
+    # rows of a micro-batch on each device are the same in all layouts; tensor 2 and sequence 2 have the same rows on both
+    config.accumulation_steps = {"data 2": 1, "fsdp 2": 1, "one, other order": 4}.get(layout, 2)
     config.mesh.update({axis: LAYOUTS[layout].get(axis, 1) for axis in MESH_AXES})
     return config.to_dict()
 
