@@ -2,13 +2,7 @@
 
 # Collectives run beside computation that does not need them: without it each waits for the other.
 flags="--xla_gpu_enable_latency_hiding_scheduler=true"
-# With model.unroll=False, a step of the loop over the layers begins to gather the next one's parameters, and finishes its own
-# gradients' sums in the next.
-flags+=" --xla_gpu_enable_pipelined_all_gather=true --xla_gpu_enable_pipelined_reduce_scatter=true"
-flags+=" --xla_gpu_enable_pipelined_all_reduce=true"
-# Two copies of the loop's body, so that what is gathered for the next layer is not copied over what is in use.
-flags+=" --xla_gpu_enable_while_loop_double_buffering=true"
-# A layer's parameters go in one collective, not in ten: a T6 XL layer is 60 MB in bfloat16.
+# What is sent for the same purpose goes in one collective: a T6 XL layer is 60 MB in bfloat16.
 flags+=" --xla_gpu_all_gather_combine_threshold_bytes=134217728 --xla_gpu_reduce_scatter_combine_threshold_bytes=134217728"
 # Gradients over `data` are summed once a step, in pieces that keep the links full.
 flags+=" --xla_gpu_all_reduce_combine_threshold_bytes=268435456"

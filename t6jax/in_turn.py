@@ -1,6 +1,6 @@
 """Layers whose parameters other devices store, one after another: what is sent travels beside a neighbour's computation.
 
-In a loop XLA sees to that (scripts/gpu_flags.sh). Out of a loop it may bring many layers' parameters at once, and keeps all
+In a loop XLA sees to that (training/step.py). Out of a loop it may bring many layers' parameters at once, and keeps all
 their gradients whole to send them together at the end: what waits for what is written here, in barriers. XLA drops from a barrier
 what nothing reads afterwards, so everything that comes out of one is used.
 """

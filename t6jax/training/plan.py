@@ -48,7 +48,7 @@ def compile_for(config: Mapping[str, Any], devices: int) -> dict[str, Any]:
     return json.loads(run.stdout)
 
 
-def _devices(count: int) -> tuple[Sequence[jax.Device], dict[str, Any]]:
+def devices_for(count: int) -> tuple[Sequence[jax.Device], dict[str, Any]]:
     """So many devices to compile for, and the compiler's options."""
     if jax.default_backend() != "gpu":
         return jax.devices(), {}
@@ -65,7 +65,7 @@ def main() -> None:
 
     config = json.load(sys.stdin)
     model = ModelConfig.from_dict(config["model"])
-    devices, options = _devices(math.prod(config["mesh"].values()))
+    devices, options = devices_for(math.prod(config["mesh"].values()))
     mesh = make_mesh(config["mesh"], devices)
     trainer = Trainer(config, model, mesh, document_start=0 if config["data"]["document_masking"] else None)
     shape = (config["batch_size"], model.context_length + 1)

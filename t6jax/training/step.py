@@ -69,7 +69,7 @@ class Trainer:
             donate_argnums=0,
             # XLA's own matrix products, which it takes for what it can fuse into them, are slower here than cuBLAS's and cost
             # most of the compiler's time
-            compiler_options={"xla_gpu_enable_triton_gemm": False},
+            compiler_options={"xla_gpu_enable_triton_gemm": False} | _a_turn_ahead(mesh.size > 1 and not model_config.unroll),
         )
 
     def abstract_arrays(self) -> TrainState:
@@ -185,3 +185,15 @@ class Trainer:
         zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(value_and_grad, params, micro[0]))
         total, _ = jax.lax.scan(add, zero, micro)
         return jax.tree.map(lambda x: x / n, total)
+
+
+def _a_turn_ahead(on: bool) -> dict[str, Any]:
+    """XLA's options for a loop over the blocks, which begins to gather the next one's parameters while one runs, and finishes its
+    gradients' sums beside the next.
+
+    Without such a loop they do harm: in the one over micro-batches XLA computes blocks twice, to send early what they give.
+    """
+    mode = f"COLLECTIVE_PIPELINING_MODE_{'ON' if on else 'OFF'}"
+    pipelined = {f"xla_gpu_pipeline_{kind}": mode for kind in ("all_gather", "reduce_scatter", "all_reduce")}
+    # two copies of the loop's body: what is gathered for one is not copied over what the other uses
+    return pipelined | {"xla_gpu_enable_while_loop_double_buffering": on}

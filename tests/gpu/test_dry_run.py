@@ -9,7 +9,10 @@ from benchmarks.record import RESULTS
 from benchmarks.train import CASES, config_of
 from configs import medium_tpa
 from t6jax.config import ModelConfig
-from t6jax.training.plan import compile_for
+from t6jax.parallel import MESH_AXES
+from t6jax.training.plan import compile_for, devices_for
+from t6jax.training.sharding import make_mesh
+from t6jax.training.step import Trainer
 
 
 def test_the_memory_is_what_training_took():
@@ -35,3 +38,19 @@ def test_a_plan_for_two_nodes_needs_neither():
         ("all-reduce", ("data",)),
         ("all-reduce", ("tensor",)),
     }
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "tensor", "sequence"])
+def test_a_micro_batch_goes_through_every_block_once(axis):
+    config = medium_tpa.get_config()
+    config.update(batch_size=96, accumulation_steps=3)
+    config.mesh.update(dict.fromkeys(MESH_AXES, 1) | {axis: 2})
+    config.model.num_layers = 3
+    devices, options = devices_for(2)
+    model = ModelConfig.from_dict(config.model.to_dict())
+    trainer = Trainer(config.to_dict(), model, make_mesh(config.mesh, devices))
+    batch = jax.ShapeDtypeStruct((96, 1025), "int32", sharding=trainer.batch_sharding)
+    text = trainer.step.lower(trainer.abstract_arrays(), batch).compile(compiler_options=options).as_text()
+    calls = [line for line in text.splitlines() if " custom-call(" in line]
+    for kernel in ("attention_forward", "attention_gradient"):
+        assert sum(kernel in line for line in calls) == 3, kernel
