@@ -25,6 +25,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import attention_gradient
 from pallas_kernels import mosaic_pieces as pieces
 from pallas_kernels.attention_gradient import DIM, PRODUCT, TILED
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.mosaic_pieces import ROW, ROWS, WGMMA
 
 PARTS = 4  # warpgroups of queries
@@ -34,21 +35,23 @@ REGISTERS = 112, 32  # a thread's: of the warpgroups 0 to 3, of 4
 HEAVIEST = 2.0**64  # that a row's sum may become, in units of its shift
 
 
-def unsupported(query, key, value) -> str | None:
+def unsupported(query, key, value, chunks=None) -> str | None:
     """Why the kernel does not take these arrays [B, T, H, D], or None."""
-    if reason := attention_gradient.unsupported(query, key, value):
+    if reason := attention_gradient.unsupported(query, key, value, chunks):
         return reason
     return None if query.dtype == jnp.bfloat16 else f"the arrays must be bfloat16, whose range P needs, not {query.dtype}"
 
 
-def attention_forward(query, key, value, *, scale: float, sms: int = 132):
+def attention_forward(query, key, value, chunks=None, *, scale: float, sms: int = 132):
     """softmax(scale Q K^T) V under a causal mask, and the log-sum-exps of scale Q K^T: [B, T, H, 64] bfloat16, [B, H, T] float32.
 
     query, key, value  [B, T, H, 64], bfloat16, T a multiple of 128
+    chunks             int32 [2], where key and value are of S tokens: the halves of the queries are chunks of T/2 of them, by
+                       number, the earlier one first; S a multiple of T, T of 256
     scale              above 0
     sms                the GPU's multiprocessors: as many blocks of queries are under way at a time
     """
-    if reason := unsupported(query, key, value):
+    if reason := unsupported(query, key, value, chunks):
         raise NotImplementedError(f"attention_forward: {reason}")
     if scale <= 0:
         raise ValueError(f"attention_forward: scale must be above 0, not {scale}")
@@ -57,6 +60,7 @@ def attention_forward(query, key, value, *, scale: float, sms: int = 132):
     items = B * H * blocks
     ctas = min(sms, items)
     exponent = scale * math.log2(math.e)
+    operands = [query, key, value, *([] if chunks is None else [chunks])]
     # steps from one item of a thread block to its next, among the blocks of a head: so that it comes by all of them
     turn = next(n for n in itertools.count() if math.gcd(ctas + n, blocks) == 1)
 
@@ -66,11 +70,15 @@ def attention_forward(query, key, value, *, scale: float, sms: int = 132):
         block = lax.rem(item + turn * lax.div(head * blocks, ctas), blocks)
         return lax.div(head, H), lax.rem(head, H), blocks - 1 - block
 
-    def kernel(q_ref, k_ref, v_ref, out_ref, lse_ref, q_s, k_s, v_s, out_s, lse_s, *barriers):
+    def kernel(*refs):
+        q_ref, k_ref, v_ref, *chunks_ref = refs[: len(operands)]
+        out_ref, lse_ref, q_s, k_s, v_s, out_s, lse_s, *barriers = refs[len(operands) :]
         q_full, q_empty, kv_full, kv_empty, own_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
+        queries = Chunks(*chunks_ref or [None], T // ROWS)
         rows = lambda i, part: pl.ds(i * BLOCK + part * ROWS, ROWS)
-        keys = lambda i, n: pl.ds((PARTS * (i + 1) - 1 - n) * ROWS, ROWS)  # of tile n, counted from the last that is seen
+        seen = lambda i, part: queries.place(PARTS * i + part) + 1  # tiles of keys
+        keys = lambda i, n: pl.ds((seen(i, PARTS - 1) - 1 - n) * ROWS, ROWS)  # of tile n, counted from the last that is seen
 
         def for_each_item(body):
             """Calls body(b, h, i, number, step) -> step for each item, counting items and tiles of keys."""
@@ -94,7 +102,7 @@ def attention_forward(query, key, value, *, scale: float, sms: int = 132):
                     plgpu.copy_gmem_to_smem(v_ref.at[b, keys(i, n), h], v_s.at[slot], kv_full.at[slot])
                     return step + 1
 
-                return lax.fori_loop(0, PARTS * (i + 1), tile, step)
+                return lax.fori_loop(0, seen(i, PARTS - 1), tile, step)
 
             for_each_item(item)
 
@@ -106,14 +114,15 @@ def attention_forward(query, key, value, *, scale: float, sms: int = 132):
 
             def item(b, h, i, number, step):
                 q_slot, slot_of = lax.rem(number, 2), lambda n: lax.rem(step + n, RING)
-                queries = q_s.at[q_slot]
+                q_tiles = q_s.at[q_slot]
                 # by turns the queries that see more and that see less
                 part = jnp.where(lax.rem(number, 2) == 0, group, PARTS - 1 - group)
-                tiles, unseen = PARTS * (i + 1), PARTS - 1 - part
+                tiles = seen(i, PARTS - 1)
+                unseen = tiles - seen(i, part)
 
                 def scores(key_tile, diagonal):
                     def product(s):
-                        plgpu.wgmma(s, queries.at[part], key_tile.transpose((1, 0)))
+                        plgpu.wgmma(s, q_tiles.at[part], key_tile.transpose((1, 0)))
                         return s[...]
 
                     s = pl.run_scoped(product, PRODUCT)
@@ -214,4 +223,4 @@ def attention_forward(query, key, value, *, scale: float, sms: int = 132):
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
         kernel_name="attention_forward",
-    )(query, key, value)
+    )(*operands)

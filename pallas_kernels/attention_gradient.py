@@ -27,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import mosaic_pieces as pieces
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.mosaic_pieces import COL, ROWS, WGMMA
 
 BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
@@ -37,43 +38,52 @@ TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
 PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
 
 
-def unsupported(query, key, value) -> str | None:
+def unsupported(query, key, value, chunks=None) -> str | None:
     """Why the kernel does not take these arrays [B, T, H, D], or None."""
-    if not query.shape == key.shape == value.shape:
+    (B, T, H, D), S = query.shape, key.shape[1]
+    if not key.shape == value.shape == (B, T if chunks is None else S, H, D):
         return "queries, keys and values must have the same shape"
-    if query.shape[3] != DIM:
-        return f"D must be {DIM}, not {query.shape[3]}"
-    if query.shape[1] % BLOCK or not query.size:
-        return f"T must be a multiple of {BLOCK}, not {query.shape[1]}"
+    if D != DIM:
+        return f"D must be {DIM}, not {D}"
+    if T % BLOCK or not query.size:
+        return f"T must be a multiple of {BLOCK}, not {T}"
+    if chunks is not None and (T % (2 * BLOCK) or S % T):
+        return f"T must be a multiple of {2 * BLOCK} where there are chunks, and the keys' a multiple of it; they are {T} and {S}"
     if query.dtype not in (jnp.bfloat16, jnp.float16) or not query.dtype == key.dtype == value.dtype:
         return f"the arrays must be all bfloat16 or all float16, not {query.dtype}, {key.dtype} and {value.dtype}"
     return None
 
 
-def attention_gradient(query, key, value, out, lse, grad, *, scale: float, sms: int = 132):
+def attention_gradient(query, key, value, out, lse, grad, chunks=None, *, scale: float, sms: int = 132):
     """The gradients of query, key and value where out = softmax(scale Q K^T) V under a causal mask, and grad is out's gradient.
 
     query, key, value, out, grad  [B, T, H, 64], bfloat16 or float16, T a multiple of 128
     lse                           [B, H, T], float32: log-sum-exps of scale Q K^T
+    chunks                        int32 [2], where key and value are of S tokens: the halves of the queries are chunks of T/2 of
+                                  them, by number, the earlier one first; S a multiple of T, T of 256
     scale                         not 0
     sms                           the GPU's multiprocessors: as many heads are under way at a time
     """
-    if reason := unsupported(query, key, value):
+    if reason := unsupported(query, key, value, chunks):
         raise NotImplementedError(f"attention_gradient: {reason}")
     delta = jnp.einsum("bthd,bthd->bht", out, grad, preferred_element_type=jnp.float32)
-    return _kernel(query, key, value, grad, lse * (-1 / scale), -delta, scale, sms)
+    return _kernel(query, key, value, grad, lse * (-1 / scale), -delta, chunks, scale, sms)
 
 
-def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
+def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
     (B, T, H, _), dtype = query.shape, query.dtype
-    blocks, items = T // BLOCK, B * H
+    blocks, key_blocks, items = T // BLOCK, key.shape[1] // BLOCK, B * H
+    operands = [query, key, value, grad, start_s, start_dp, *([] if chunks is None else [chunks])]
     ctas = min(sms, items)
     exponent = scale * math.log2(math.e)
 
-    def kernel(q_ref, k_ref, v_ref, do_ref, start_s_ref, start_dp_ref, dq_ref, dk_ref, dv_ref, sums_ref, *scratch):
+    def kernel(*refs):
+        q_ref, k_ref, v_ref, do_ref, start_s_ref, start_dp_ref, *chunks_ref = refs[: len(operands)]
+        dq_ref, dk_ref, dv_ref, sums_ref, *scratch = refs[len(operands) :]
         q_s, do_s, k_s, v_s, start_s_s, start_dp_s, ds_s, (sums_s, dq_s), out_s, *barriers = scratch
         q_full, q_empty, k_full, k_empty, v_full, v_empty, ds_full, ds_empty, sums_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
+        queries = Chunks(*chunks_ref or [None], blocks)
 
         def for_each_column(column):
             """Calls column(b, h, j, number, step) -> step for each block of keys j, counting columns and steps."""
@@ -84,20 +94,21 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
 
                 def one(n, counts):
                     number, step = counts
-                    return number + 1, column(b, h, blocks - 1 - n, number, step)
+                    return number + 1, column(b, h, key_blocks - 1 - n, number, step)
 
-                return lax.fori_loop(0, blocks, one, counts)
+                return lax.fori_loop(0, key_blocks, one, counts)
 
             lax.fori_loop(0, lax.div(items - cta + ctas - 1, ctas), head, (jnp.int32(0), jnp.int32(0)))
 
         def for_each_step(j, number, step, body):
             """Calls body(i, slot, step) for the blocks of queries i that see the keys j."""
+            first = queries.first(j)
 
             def one(n, step):
-                body(jnp.where(lax.rem(number, 2) == 0, j + n, blocks - 1 - n), lax.rem(step, RING), step)
+                body(jnp.where(lax.rem(number, 2) == 0, first + n, blocks - 1 - n), lax.rem(step, RING), step)
                 return step + 1
 
-            return lax.fori_loop(0, blocks - j, one, step)
+            return lax.fori_loop(0, blocks - first, one, step)
 
         halves = lambda block: [(p, pl.ds(block * BLOCK + p * ROWS, ROWS)) for p in range(2)]
 
@@ -137,18 +148,18 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
                 plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added is there
 
                 def add(i, slot, _):
-                    own = lambda p: sums_ref.at[cta, i, p]
+                    own, place = lambda p: sums_ref.at[cta, i, p], queries.place(i)
 
-                    @pl.when((j == 0) & (i > 0))
+                    @pl.when((j == 0) & (place > 0))
                     def fetch():
                         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                         for p in range(2):
                             plgpu.copy_gmem_to_smem(own(p), sums_s.at[p], sums_full)
 
                     plgpu.barrier_wait(ds_full.at[slot])
-                    pl.when((j == 0) & (i > 0))(lambda: plgpu.barrier_wait(sums_full))
+                    pl.when((j == 0) & (place > 0))(lambda: plgpu.barrier_wait(sums_full))
                     # TMA has read what is now written over; the other steps have waited in fetch
-                    pl.when((j > 0) | (i == 0))(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+                    pl.when((j > 0) | (place == 0))(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
 
                     def half(p, _):
                         def product(acc):
@@ -162,12 +173,12 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
                         def partial():
                             pieces.store_by_thread(sums_s.at[p], dq)
                             plgpu.commit_smem()
-                            pl.when(i == j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
-                            pl.when(i > j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
+                            pl.when(place == j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
+                            pl.when(place > j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
 
                         @pl.when(j == 0)
                         def last():
-                            total = lax.cond(i > 0, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
+                            total = lax.cond(place > 0, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
                             plgpu.commit_smem()  # all have read what is now written over
                             dq_s[p] = (total * scale).astype(dtype)
                             plgpu.commit_smem()
@@ -203,13 +214,14 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
                 def accumulate(dk, dv):
                     def both_halves(i, slot, step):
                         plgpu.barrier_wait(q_full.at[slot])
+                        place = queries.place(i)
                         for p in range(2):
-                            queries, grads, part = q_s.at[slot, p], do_s.at[slot, p], pl.ds(p * ROWS, ROWS)
+                            q, grads, part = q_s.at[slot, p], do_s.at[slot, p], pl.ds(p * ROWS, ROWS)
 
-                            def half(s, dp, p=p, queries=queries, grads=grads, part=part):
+                            def half(s, dp, p=p, q=q, grads=grads, part=part):
                                 s[...] = later(plgpu.load(start_s_s.at[slot, part], layout=COL))
                                 dp[...] = later(plgpu.load(start_dp_s.at[slot, part], layout=COL))
-                                plgpu.wgmma(s, keys, queries.transpose((1, 0)))
+                                plgpu.wgmma(s, keys, q.transpose((1, 0)))
                                 plgpu.wgmma(dp, values, grads.transpose((1, 0)))
                                 weights = jnp.exp2(plgpu.wgmma_accumulator_load(s, wait_n=1) * exponent)
                                 if p == 0:
@@ -219,10 +231,10 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
                                     key, query = (plgpu.broadcasted_iota(jnp.int32, x.shape, d, layout=WGMMA) for d in (0, 1))
                                     return jnp.where(key + ROWS * group <= query + ROWS * p, x, 0.0)
 
-                                weights = lax.cond(i == j, mask, lambda x: x, weights)
+                                weights = lax.cond(place == j, mask, lambda x: x, weights)
                                 plgpu.wgmma(dv, weights.astype(dtype), grads)
                                 ds = (weights * plgpu.wgmma_accumulator_load(dp, wait_n=1)).astype(dtype)
-                                plgpu.wgmma(dk, ds, queries)
+                                plgpu.wgmma(dk, ds, q)
                                 ds_s[slot, p, group] = ds
                                 # products that end here leave their operands' registers to the next half
                                 plgpu.wgmma_wait(0)
@@ -250,10 +262,10 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
     floats = lambda *shape: plgpu.SMEM(shape, jnp.float32)
     ring = lambda arrivals, slots=RING: plgpu.Barrier(num_arrivals=arrivals, num_barriers=slots)
     by_thread = pieces.by_thread_shape((ROWS, DIM))
-    dense = jax.ShapeDtypeStruct(query.shape, dtype)
+    dense = [jax.ShapeDtypeStruct(x.shape, dtype) for x in (query, key, value)]
     *grads, _ = plgpu.kernel(
         kernel,
-        out_type=[dense, dense, dense, jax.ShapeDtypeStruct((ctas, blocks, 2, *by_thread), jnp.float32)],
+        out_type=[*dense, jax.ShapeDtypeStruct((ctas, blocks, 2, *by_thread), jnp.float32)],
         scratch_types=[
             *[tiles(RING, 2)] * 3,  # queries, gradients, keys
             tiles(2),  # values
@@ -277,5 +289,5 @@ def _kernel(query, key, value, grad, start_s, start_dp, scale, sms):
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
         kernel_name="attention_gradient",
-    )(query, key, value, grad, start_s, start_dp)
+    )(*operands)
     return grads

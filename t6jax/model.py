@@ -13,7 +13,7 @@ from t6jax.attention import Cache
 from t6jax.config import ModelConfig
 from t6jax.in_turn import Travel, run_in_turn
 from t6jax.layers import SwiGLU, parameter, uniform
-from t6jax.ops.causal_attention import ATTENTION, Segments
+from t6jax.ops.causal_attention import Segments, keeps_attention
 from t6jax.ops.cross_entropy import Part, cross_entropy, mean_cross_entropy, part_cross_entropy
 from t6jax.ops.precision import accumulator
 from t6jax.ops.residual import add_norm, rms_norm
@@ -58,16 +58,9 @@ class Block(nnx.Module):
         return x + self.mlp(rms_norm(x)), cache
 
 
-def _attention_output(primitive: Any, *_: Any, **settings: Any) -> bool:
-    """Whether a primitive is cuDNN's attention or bears its name: its outputs are small beside what it costs."""
-    return primitive.name.startswith("dot_product_attention_fwd") or settings.get("name") == ATTENTION
-
-
 REMAT_POLICIES = {
     "dots": parallel.and_sums(
-        jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention_output
-        )
+        jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keeps_attention)
     ),
     "full": None,
 }

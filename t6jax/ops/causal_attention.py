@@ -55,7 +55,8 @@ def causal_attention(
     On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax, which
     keeps no scores for the gradient where they are many. What models train on has kernels of ours: without segments, D = E = 64,
     G = H, T a multiple of 128, heads enough to fill the GPU, a Hopper; bfloat16 forward, T up to 2,048 for the gradient.
-    Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all.
+    Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all; the
+    kernels then take any multiple of 256 of them.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if parallel.sequence_parts() > 1:
@@ -67,11 +68,14 @@ def causal_attention(
 def _of_own_tokens(
     query: Array, key: Array, value: Array, segment_ids: Array | Segments | None, scale: float
 ) -> Float[Array, "B T H E"]:
-    """Each chunk over what it may look back at: the earlier one at no more than the first half of the sequence.
+    """Each chunk over what it may look back at: by our kernels, which count that for themselves, or under masks.
 
-    Shapes must be the same on all devices: over s devices (2s chunks) s + 2s products of chunks are computed, of which 2s
-    are seen.
+    Under masks the earlier chunk looks at the first half of the sequence and the later one at all of it: shapes must be the same
+    on all devices. Over s devices (2s chunks) those are s + 2s products of chunks, of which 2s are seen.
     """
+    if segment_ids is None and scale > 0 and _kernels_take_chunks(query, key, value):
+        chunks = jnp.stack(parallel.own_chunks()).astype(jnp.int32)
+        return _with_kernels(query, key, value, chunks, scale, Kernels(forward=True, gradient=True))
     length = query.shape[1] // 2
     out = []
     for part, number, keys in zip(
@@ -97,7 +101,7 @@ def _attention(query: Array, key: Array, value: Array, mask: Array | None, scale
     if scale <= 0:  # which cuDNN makes NaN of
         query, scale = query * (-1 if scale else 0), -scale or 1.0
     if mask is None and causal and any(kernels := _kernels_that_pay(query, key, value)):
-        return _with_kernels(query, key, value, scale, kernels)
+        return _with_kernels(query, key, value, None, scale, kernels)
     # and one width for all: zeros add nothing to the scores, and are cut from the output
     query, key, value = (jnp.pad(x, ((0, 0),) * 3 + ((0, head_dim - x.shape[-1]),)) for x in (query, key, value))
     out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
@@ -139,10 +143,19 @@ def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _with_kernels(query: Array, key: Array, value: Array, scale: float, kernels: Kernels) -> Float[Array, "B T H D"]:
+def _kernels_take_chunks(query: Array, key: Array, value: Array) -> bool:
+    """Whether our kernels take what a device has of a sequence. Beside masks, which cuDNN reads, they always pay."""
+    if jax.default_backend() != "gpu" or _spread(query) or not on_hopper():
+        return False
+    return not attention_forward.unsupported(query, key, value, parallel.own_chunks())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _with_kernels(
+    query: Array, key: Array, value: Array, chunks: Int[Array, "2"] | None, scale: float, kernels: Kernels
+) -> Float[Array, "B T H D"]:
     if kernels.forward:
-        return attention_forward.attention_forward(query, key, value, scale=scale, sms=multiprocessors())[0]
+        return attention_forward.attention_forward(query, key, value, chunks, scale=scale, sms=multiprocessors())[0]
     return _cudnn(query, key, value, scale)
 
 
@@ -156,23 +169,32 @@ def _cudnn_with_lse(
     return cudnn.dot_product_attention(query, key, value, scale=scale, mask_type=cudnn.MaskType.CAUSAL, return_residual=True)
 
 
-ATTENTION = "attention"  # the name of what rematerialisation is to keep, for policies by name
+ATTENTION = "attention"  # the name of what rematerialisation is to keep
 
 
-def _forward(query: Array, key: Array, value: Array, scale: float, kernels: Kernels) -> tuple[Array, Any]:
+def keeps_attention(primitive: Any, *_: Any, **settings: Any) -> bool:
+    """A rematerialisation policy: what attention's kernels give is kept, being small beside what it costs; cuDNN's too."""
+    return primitive.name.startswith("dot_product_attention_fwd") or settings.get("name") == ATTENTION
+
+
+def _forward(
+    query: Array, key: Array, value: Array, chunks: Int[Array, "2"] | None, scale: float, kernels: Kernels
+) -> tuple[Array, Any]:
     if not kernels.gradient:
         return jax.vjp(lambda *x: _cudnn(*x, scale), query, key, value)
-    forward = (
-        functools.partial(attention_forward.attention_forward, sms=multiprocessors()) if kernels.forward else _cudnn_with_lse
-    )
-    out, lse = (checkpoint_name(x, ATTENTION) for x in forward(query, key, value, scale=scale))
-    return out, (query, key, value, out, lse)
+    if kernels.forward:
+        results = attention_forward.attention_forward(query, key, value, chunks, scale=scale, sms=multiprocessors())
+    else:
+        results = _cudnn_with_lse(query, key, value, scale)
+    out, lse = (checkpoint_name(x, ATTENTION) for x in results)
+    return out, (query, key, value, out, lse, chunks)
 
 
 def _backward(scale: float, kernels: Kernels, residuals: Any, grad: Array) -> tuple[Array, ...]:
     if not kernels.gradient:
-        return residuals(grad)
-    return tuple(attention_gradient.attention_gradient(*residuals, grad, scale=scale, sms=multiprocessors()))
+        return *residuals(grad), None
+    *residuals, chunks = residuals
+    return *attention_gradient.attention_gradient(*residuals, grad, chunks, scale=scale, sms=multiprocessors()), None
 
 
 _with_kernels.defvjp(_forward, _backward)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t6jax import parallel
 from t6jax.model import REMAT_POLICIES
 from t6jax.ops import causal_attention as causal_attention_module
 from t6jax.ops.causal_attention import Segments, causal_attention
@@ -120,7 +121,7 @@ def test_the_gradient_behind_the_forward_kernel_alone_is_cudnns(monkeypatch):
     x = [jnp.arange(6.0) + i for i in range(3)]
     kernels = causal_attention_module.Kernels(forward=True, gradient=False)
     loss = lambda f: jax.jit(jax.grad(lambda *x: (f(*x) ** 2).sum(), argnums=(0, 1, 2)))
-    got = loss(lambda *x: causal_attention_module._with_kernels(*x, 0.3, kernels))(*x)
+    got = loss(lambda *x: causal_attention_module._with_kernels(*x, None, 0.3, kernels))(*x)
     for a, b in zip(got, loss(lambda *x: cudnn(*x, 0.3))(*x), strict=True):
         np.testing.assert_allclose(a, b, rtol=4 * EPSILON)
 
@@ -145,6 +146,28 @@ def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(monkeypatch):
         assert "attention_gradient" in gradient_text((48, 1024, 78), own, sharding=spread)
 
 
+def test_along_a_split_sequence_the_kernels_are_taken_where_nothing_else_is_masked(monkeypatch):
+    on_a_gpu(monkeypatch)
+    mesh = jax.sharding.AbstractMesh((2,), ("sequence",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    def of_own(query, key, value, **options):
+        return causal_attention(parallel.own_tokens(query), key, value, **options)
+
+    attention = jax.shard_map(of_own, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(None, "sequence"), check_vma=False)
+    masked = lambda *x: jax.shard_map(
+        lambda *y: of_own(*y[:3], segment_ids=y[3]),
+        mesh=mesh,
+        in_specs=jax.P(),
+        out_specs=jax.P(None, "sequence"),
+        check_vma=False,
+    )(*x, jnp.zeros(x[0].shape[:2], jnp.int32))
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = gradient_text((1, 8192, 7), attention)
+        assert "attention_forward" in text and "attention_gradient" in text
+        for text in (gradient_text((1, 8192 - 256, 7), attention), gradient_text((1, 8192, 7), masked)):
+            assert "attention_forward" not in text and "attention_gradient" not in text
+
+
 def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
     """Where our kernel computes the gradient, which cannot be told by cuDNN's name."""
 
@@ -153,14 +176,14 @@ def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
 
     on_a_gpu(monkeypatch)
     monkeypatch.setattr(causal_attention_module, "_cudnn_with_lse", stand_in)
-    gradient = lambda q, k, v, out, lse, grad, **_: [out * grad * lse.swapaxes(1, 2)[..., None]] * 3
+    gradient = lambda q, k, v, out, lse, grad, chunks, **_: [out * grad * lse.swapaxes(1, 2)[..., None]] * 3
     monkeypatch.setattr(causal_attention_module.attention_gradient, "attention_gradient", gradient)
-    ours = lambda q, k, v, scale, sms: stand_in(q, k, v, scale)
+    ours = lambda q, k, v, chunks, scale, sms: stand_in(q, k, v, scale)
     monkeypatch.setattr(causal_attention_module.attention_forward, "attention_forward", ours)
     x = jnp.ones((2, 4, 3, 8), jnp.bfloat16)
     for forward in (False, True):
         kernels = causal_attention_module.Kernels(forward, gradient=True)
-        f = lambda w, x, kernels=kernels: causal_attention_module._with_kernels(*[jnp.tanh(x) * w] * 3, 1.0, kernels).sum()
+        f = lambda w, x, kernels=kernels: causal_attention_module._with_kernels(*[jnp.tanh(x) * w] * 3, None, 1.0, kernels).sum()
         for policy, times in (("dots", 2), ("full", 3)):  # two results, of which one is not wanted where they come again
             text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=REMAT_POLICIES[policy])))(2.0, x))
             assert text.count("erf_inv") == times, (kernels, policy)

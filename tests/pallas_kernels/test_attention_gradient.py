@@ -22,6 +22,16 @@ def test_lowers_for_cuda(shape, dtype):
     assert "mosaic_gpu" in gradient.trace(*arrays(shape, dtype)).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("tokens, keys", [(512, 1024), (256, 2048), (768, 768)])
+def test_lowers_for_two_chunks_of_a_longer_sequence(tokens, keys):
+    query, _, _, out, lse, grad = arrays((3, tokens, 47, 64))
+    key = jax.ShapeDtypeStruct((3, keys, 47, 64), jnp.bfloat16)
+    gradient = jax.jit(functools.partial(attention_gradient, scale=0.125))
+    traced = gradient.trace(query, key, key, out, lse, grad, jax.ShapeDtypeStruct((2,), jnp.int32))
+    assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert [x.shape for x in traced.out_info] == [query.shape, key.shape, key.shape]
+
+
 @pytest.mark.parametrize(
     "shape, dtype, reason",
     [
