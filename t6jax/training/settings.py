@@ -40,30 +40,42 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
         )
     check_mixture(config["data"])
     profiled_steps(config["profile"])
-    rows, parts = config["batch_size"], config["accumulation_steps"]
-    if rows % parts:
-        raise InputError(f"batch_size={rows} must be a multiple of accumulation_steps={parts}")
     if config["model"]["param_dtype"] != "float32":
         raise InputError(f"model.param_dtype must be float32 to train; got {config['model']['param_dtype']!r}")
     if config["seed"] < 0:
         raise InputError(f"seed must be at least 0; got {config['seed']}")
-    mesh = make_mesh(config["mesh"], plan=plan)
-    split = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if rows // parts % split:
-        raise InputError(
-            f"batch_size / accumulation_steps = {rows // parts} must be a multiple of mesh.data x mesh.fsdp = {split}"
-        )
-    if config["validation"]["batch_size"] % split:
-        raise InputError(
-            f"validation.batch_size={config['validation']['batch_size']} must be a multiple of mesh.data x mesh.fsdp = {split}"
-        )
-    chunks = 2 * mesh.shape["sequence"]
-    if chunks > 2 and config["model"]["context_length"] % chunks:
-        raise InputError(
-            f"model.context_length={config['model']['context_length']} must be a multiple of 2 x mesh.sequence = {chunks}"
-        )
+    _check_division(config, make_mesh(config["mesh"], plan=plan).shape)
     parse_rules(config["sharding"])
     return ModelConfig.from_dict(config["model"])
+
+
+def _check_division(config: Mapping[str, Any], mesh: Mapping[str, int]) -> None:
+    """Raises InputError where rows or tokens do not divide: all that do not in one sentence, and values that do."""
+    rows, parts, validation = config["batch_size"], config["accumulation_steps"], config["validation"]["batch_size"]
+    split, chunks = math.prod(mesh[axis] for axis in BATCH_AXES), 2 * mesh["sequence"]
+    length = config["model"]["context_length"]
+    wrong, instead, more = [], {}, ""
+    up = lambda n, of: -(-n // of) * of
+    over = f"must be a multiple of mesh.data x mesh.fsdp = {split}"
+    if rows % parts:
+        wrong.append(f"batch_size={rows} must be a multiple of accumulation_steps={parts}")
+    elif rows // parts % split:
+        wrong.append(f"batch_size / accumulation_steps = {rows // parts} {over}")
+    if wrong:
+        a_device = up(rows, split) // split
+        # as few parts as leave a device no more rows at a time than all devices together had
+        fewest = next(n for n in range(1, a_device + 1) if a_device % n == 0 and a_device // n <= max(rows // parts, 1))
+        instead |= {"batch_size": up(rows, split), "accumulation_steps": fewest}
+        more = f" (accumulation_steps: any divisor of {a_device}; the higher, the less memory is needed)" if a_device > 1 else ""
+    if validation % split:
+        wrong.append(f"validation.batch_size={validation} {over}")
+        instead["validation.batch_size"] = up(validation, split)
+    if chunks > 2 and length % chunks:
+        wrong.append(f"model.context_length={length} must be a multiple of 2 x mesh.sequence = {chunks}")
+        instead["model.context_length"] = up(length, chunks)
+    if wrong:
+        values = " ".join(f"--config.{key}={value}" for key, value in instead.items())
+        raise InputError(f"{'; '.join(wrong)}. Take for instance {values}{more}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
