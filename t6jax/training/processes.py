@@ -1,9 +1,15 @@
 """Several processes that train together: how they start, what only the first one does, and what they decide alike."""
 
+import atexit
 import contextlib
+import faulthandler
 import os
+import re
 import signal
+import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -17,30 +23,110 @@ from t6jax.errors import InputError
 
 # how long processes wait for the first one, which may have a corpus to prepare
 LONGEST_PREPARATION = 7 * 24 * 3600
+# how long a process waits for the others to come, in seconds
+LONGEST_JOINING = 300
+GO_ON = "the same command on all goes on from the newest checkpoint"
+# waits to say the last words of this process, where it is one of several
+_waiting: subprocess.Popen | None = None
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None, dead_after: int) -> None:
     """Joins the other processes of a run, where there are any: those named here, or those of Slurm, Open MPI or Kubernetes.
 
     coordinator: HOST:PORT of the first process. dead_after: seconds without a sign of life until a process counts as dead,
-    which ends all others. To be called before anything that needs a device. Raises InputError where it cannot be.
+    which ends all others. To be called before anything that needs a device. Raises InputError where it cannot be; where others
+    do not come within LONGEST_JOINING seconds, which XLA has no exception for, ends this process with that error's sentence.
     """
     explicit = [x for x in (coordinator, processes, process) if x is not None]
-    if not explicit and not _launched_together():
+    launched = _launched_together()
+    if not explicit and not launched:
         return
     if 0 < len(explicit) < 3:
         raise InputError("give --coordinator, --num_processes and --process_id together, or none where a launcher sets them")
+    if explicit:
+        _check_address(coordinator, here=process == 0)
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=dead_after, shutdown_timeout_seconds=dead_after
+    others = f"{processes} processes at {coordinator} as number {process}" if explicit else launched
+    print(f"joining {others}", file=sys.stderr, flush=True)
+    with _joined_in_time(others):
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=LONGEST_JOINING + 60,  # behind our own
+                heartbeat_timeout_seconds=dead_after,
+                shutdown_timeout_seconds=dead_after,
+            )
+        except Exception as e:  # whatever a launcher's own client raises
+            raise InputError(
+                f"this process cannot join the others: {_with_causes(e)}\n"
+                "Where no launcher tells them of one another, give --coordinator=HOST:PORT, --num_processes and --process_id."
+            ) from e
+    _prepare_last_words()
+
+
+def _check_address(coordinator: str, *, here: bool) -> None:
+    """Raises InputError for what is no HOST:PORT, and where it is to be `here`, for a port that is in use."""
+    found = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if not found or not 1 <= int(found[1]) <= 65535:
+        raise InputError(f"--coordinator={coordinator!r} must be HOST:PORT of the first process, as node1:12345")
+    if here:  # else XLA crashes
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("", int(found[1])))
+            except OSError as e:
+                raise InputError(
+                    f"--coordinator={coordinator}: this process cannot listen on port {found[1]} ({e.strerror}): give another "
+                    "port to all"
+                ) from e
+
+
+@contextlib.contextmanager
+def _joined_in_time(others: str) -> Iterator[None]:
+    """Ends this process with a sentence where what is inside takes more than LONGEST_JOINING seconds."""
+
+    def end() -> None:
+        print(
+            f"error: this process cannot join the others ({others}): they did not all come within {LONGEST_JOINING} seconds; see "
+            "that each of them runs and reaches the first one, and that all were given the same address and number of processes",
+            file=sys.stderr,
+            flush=True,
         )
-    except Exception as e:  # whatever a launcher's own client raises
-        raise InputError(
-            f"this process cannot join the others: {_with_causes(e)}\n"
-            "Where no launcher tells them of one another, give --coordinator=HOST:PORT, --num_processes and --process_id."
-        ) from e
+        os._exit(1)
+
+    timer = threading.Timer(LONGEST_JOINING, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _prepare_last_words() -> None:
+    """Has a sentence said behind XLA's report, where XLA ends this process.
+
+    It does so in C++ where another has gone, with no chance for Python to say anything. A shell does: it waits for a line, which
+    every other end sends, or for this process to be gone.
+    """
+    global _waiting
+    sentence = (
+        "error: this process was ended by what is said above, or by a signal; where another process of this run has gone, XLA "
+        f"ends those that are left; {GO_ON}"
+    )
+    command = ["sh", "-c", 'read -r line || echo "$0" >&2', sentence]
+    # in a session of its own: a Ctrl-C in the terminal is not for it
+    _waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    atexit.register(_no_last_words)
+    faulthandler.enable(all_threads=False)  # of the report, Python's part: not every thread's
+
+
+def _no_last_words() -> None:
+    if _waiting:
+        _waiting.communicate(b"\n")
 
 
 def _with_causes(error: BaseException) -> str:
@@ -52,12 +138,16 @@ def _with_causes(error: BaseException) -> str:
     return ", because: ".join(said)
 
 
-def _launched_together() -> bool:
-    """Whether a launcher that JAX knows started several processes, this one among them."""
+def _launched_together() -> str:
+    """What a launcher that JAX knows says of the processes that it started, this one among them; "" where there is none."""
     number = lambda name: int(os.environ.get(name, 1))
-    slurm = "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ and number("SLURM_NTASKS") > 1
-    kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    return slurm or number("OMPI_COMM_WORLD_SIZE") > 1 or kubernetes
+    if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ and number("SLURM_NTASKS") > 1:
+        return f"{number('SLURM_NTASKS')} processes of Slurm as number {os.environ['SLURM_PROCID']}"
+    if number("OMPI_COMM_WORLD_SIZE") > 1:
+        return f"{number('OMPI_COMM_WORLD_SIZE')} processes of Open MPI as number {os.environ.get('OMPI_COMM_WORLD_RANK', '?')}"
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+        return f"the pods of a Kubernetes job as number {os.environ['JOB_COMPLETION_INDEX']}"
+    return ""
 
 
 def is_first() -> bool:
@@ -165,9 +255,6 @@ def loss_of_others() -> Iterator[None]:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(e):
             raise
         reason = str(e).strip().splitlines()[0].split(". ")[0][:200]
-        print(
-            f"error: another process of this run has gone ({reason}); the same command on all goes on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: another process of this run has gone ({reason}); {GO_ON}", file=sys.stderr, flush=True)
+        _no_last_words()
         os._exit(1)

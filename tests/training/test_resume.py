@@ -14,6 +14,7 @@ import pytest
 
 from t6jax import InputError
 from t6jax.runs import CHECKPOINTS, checkpoint_steps
+from t6jax.training.processes import GO_ON
 from tests.conftest import UNOPTIMIZED, command, process_options
 
 STEPS = 240
@@ -212,6 +213,23 @@ def test_load_takes_a_run_or_a_step_and_passes_over_what_cannot_be_read(unbroken
         load(workdir / CHECKPOINTS / "240")
 
 
+def assert_says_that_another_has_gone(output: str) -> None:
+    said = output.strip().splitlines()[-1]
+    assert said.startswith("error: ") and "another process of this run has gone" in said and said.endswith(GO_ON), output
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_where_a_process_gives_no_sign_of_life_the_other_ends_with_a_sentence(tmp_path, stopped):
+    two = start_together(tmp_path, 2, "--config.mesh.data=2")
+    wait_for_step(tmp_path, two[0], 3)
+    two[stopped].send_signal(signal.SIGSTOP)
+    try:
+        output, _ = two[1 - stopped].communicate(timeout=DEAD_AFTER + 20)
+    finally:
+        two[stopped].kill()
+    assert_says_that_another_has_gone(output)
+
+
 def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp_path):
     """Stopped by SIGTERM to one of two, then by the death of one of four; each time on another mesh."""
     two = start_together(tmp_path, 2, "--config.mesh.data=2", slurm=True)
@@ -231,7 +249,8 @@ def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp
     assert time.monotonic() - killed < DEAD_AFTER + 20
     assert all(process.returncode for process in four)
     assert f"resumed from step {saved}" in outputs[0]
-    assert "another process of this run has gone" in outputs[0] or "heartbeat timeout" in outputs[0]
+    for output in outputs[:3]:
+        assert_says_that_another_has_gone(output)
 
     assert "resumed from step " in finish(start(tmp_path, "--config.steps=40"))
     got, want = losses(tmp_path), losses(unbroken)
