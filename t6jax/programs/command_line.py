@@ -1,11 +1,13 @@
 """How the command-line programs start and fail: absl flags, and one sentence for what the user can put right."""
 
+import difflib
 import os
 import sys
 from collections.abc import Callable
 
 import absl.logging
-from absl import app
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
 from t6jax.errors import InputError
 
@@ -25,11 +27,41 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError) as e:  # what ml_collections raises for a wrong key or type
+        if unknown := _unknown_key(argv):
+            _fail(unknown)
         text = str(e.args[0] if e.args else e).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         _fail(f"in the config or its overrides: {' '.join(text.split())}")
     if len(rest) > 1 and not arguments:
         _fail(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
     return rest
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    """A sentence on the first --config.KEY that the config of --config does not have; None where it has all."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])  # of what is given, the file alone
+    try:
+        values(argv, known_only=True)
+    except (AttributeError, KeyError, TypeError):  # the file's own
+        return None
+    if not isinstance(values.config, ConfigDict):
+        return None
+    for argument in argv:
+        name = argument.split("=")[0].lstrip("-")
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        found, path = values.config, []
+        for part in name.split(".")[1:]:
+            where = ".".join(path) or "the config"
+            if not isinstance(found, ConfigDict):
+                return f"--{name}: there is no such key; {where} is a value, with no keys below it"
+            if part not in found:
+                near = difflib.get_close_matches(part, found, n=1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                return f"--{name}: there is no such key{meant}; the keys of {where} are {', '.join(found) or 'none yet'}"
+            found = found[part]
+            path.append(part)
+    return None
 
 
 def _without_traceback(call: Callable[[], int]) -> int:

@@ -95,7 +95,10 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         validate = lambda params, until: validation_loss(
             trainer.loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
         )
-        profile = Profile(workdir, profiled_steps(config["profile"]))
+        traced = profiled_steps(config["profile"])
+        if traced and traced[0] <= start:
+            _say(f"profile={config['profile']!r} is not traced: the run is past step {traced[0]} already")
+        profile = Profile(workdir, traced)
         stack.callback(profile.close)
         run = _Run(config, model_config, trainer, checkpoints, log, profile)
         with processes.loss_of_others():

@@ -39,7 +39,9 @@ def check(config: Mapping[str, Any], *, plan: bool = False) -> ModelConfig:
             "of the one, or with --config.data.path= the texts of the other"
         )
     check_mixture(config["data"])
-    profiled_steps(config["profile"])
+    traced = profiled_steps(config["profile"])
+    if traced and traced[-1] > config["steps"]:
+        raise InputError(f"profile={config['profile']!r} must end at steps={config['steps']} or before")
     if config["model"]["param_dtype"] != "float32":
         raise InputError(f"model.param_dtype must be float32 to train; got {config['model']['param_dtype']!r}")
     if config["seed"] < 0:

@@ -84,3 +84,15 @@ def test_steps_to_trace():
     for wrong in ("4:3", "0:3", "3-4", "x"):
         with pytest.raises(InputError, match="must be the first and the last step to trace"):
             profiled_steps(wrong)
+
+
+def test_steps_that_a_run_is_past_or_never_comes_to_are_not_traced_without_a_word(run_config, tmp_path, capsys):
+    run_config["profile"] = "8:9"
+    with pytest.raises(InputError, match="profile='8:9' must end at steps=8 or before"):
+        loop.train(run_config, tmp_path)
+    run_config |= {"steps": 3, "profile": ""}
+    loop.train(run_config, tmp_path)
+    run_config |= {"steps": 4, "profile": "3:4"}
+    loop.train(run_config, tmp_path)
+    assert "profile='3:4' is not traced: the run is past step 3 already" in capsys.readouterr().out
+    assert not (tmp_path / "profile").exists()
