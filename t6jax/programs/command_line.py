@@ -31,6 +31,8 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
             _fail(unknown)
         text = str(e.args[0] if e.args else e).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         _fail(f"in the config or its overrides: {' '.join(text.split())}")
+    except OSError:  # of a missing file, where an override needs it
+        _fail(f"--config={config_flags.get_config_filename(_file_alone(argv)['config'])}: there is no such config file")
     if len(rest) > 1 and not arguments:
         _fail(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
     return rest
@@ -38,10 +40,8 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
 
 def _unknown_key(argv: list[str]) -> str | None:
     """A sentence on the first --config.KEY that the config of --config does not have; None where it has all."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])  # of what is given, the file alone
     try:
-        values(argv, known_only=True)
+        values = _file_alone(argv)
     except (AttributeError, KeyError, TypeError):  # the file's own
         return None
     if not isinstance(values.config, ConfigDict):
@@ -62,6 +62,14 @@ def _unknown_key(argv: list[str]) -> str | None:
             found = found[part]
             path.append(part)
     return None
+
+
+def _file_alone(argv: list[str]) -> flags.FlagValues:
+    """The flag --config as it was given, without overrides."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
+    values(argv, known_only=True)
+    return values
 
 
 def _without_traceback(call: Callable[[], int]) -> int:

@@ -108,6 +108,7 @@ def test_the_dry_run_shows_the_papers_xl():
         ([TINY, "--config.data.source=nowhere"], "data.source='nowhere': there is no such file or folder"),
         ([TINY, "--config.model.vocab_size=100"], "vocabulary of 257, larger than model.vocab_size=100"),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: there is no such config file"),
+        (["--config=configs/nowhere.py", "--config.steps=3"], "--config=configs/nowhere.py: there is no such config file"),
         ([], "--config must have a value"),
         ([TINY, "extra"], "'extra' is not a flag"),
     ],

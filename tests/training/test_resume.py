@@ -237,6 +237,7 @@ def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp
     two[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in two]
     assert [process.returncode for process in two] == [128 + signal.SIGTERM] * 2, outputs
+    assert all(output.startswith("joining 2 processes of Slurm") and GO_ON not in output for output in outputs)
     saved = checkpoint_steps(tmp_path)[0]
     assert saved >= 13 and f"stopped by SIGTERM and saved at step {saved}" in outputs[0]
 
