@@ -1,11 +1,12 @@
 """Tokens a second of the training step, and where its time goes. usage: python -m benchmarks.train [--case NAME ...] [--torch]
 
 Each case runs in a process of its own: compiled, warmed up, timed over several windows of steps on random tokens, then two
-steps under the profiler. The optimizer's step is included. MFU is
-    tokens/s x (6 x parameters + 12 x layers x heads x head_dim x T/2) / rate of a bfloat16 matrix product,
-with causal attention counted once (T/2 keys a token), the tied embedding once (as the head), recomputation not at all, and the
-rate that of a 24576 x 1600 x 4352 product measured in the same run, a few in a row. Repeated for seconds, as in training, the
-same product runs into the card's power limit, and slower; that rate is recorded beside the other.
+steps under the profiler. The optimizer's step is included. MFU, whose formula is printed beside the tables, counts causal
+attention once (T/2 keys a token), the tied embedding once (as the head), recomputation not at all, and the rate is that of a
+24576 x 1600 x 4352 product measured in the same run, a few in a row. Repeated for seconds, as in training, the same product
+runs into the card's power limit, and slower; that rate is recorded beside the other.
+
+--torch needs PyTorch, which the environment of `make test-torch` has (.venv-torch), and the plot at the end matplotlib.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from t6jax.training.metrics import flops_per_token
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
+MFU = "MFU = tokens/s x (6 x parameters + 12 x layers x heads x head_dim x T/2) / rate of the matrix product, T tokens a row"
 CONTEXT = 1024  # tokens a row, in all of them
 XL = dict(size="xl", mechanism="tpa", num_heads=78, rank_q=6, rank_k=2, rank_v=2)
 MEDIUM = dict(size="medium", mechanism="tpa", num_heads=47, rank_q=6, rank_k=2, rank_v=2)
@@ -255,7 +257,7 @@ def main():
         record["torch"][name] = peer
         write(args.out, "train", record)
     draw(record, args.out)
-    print("\n".join([*table(record), "", *kinds_table(record)]))
+    print("\n".join([*table(record), "", MFU, "", *kinds_table(record)]))
     if failed:
         raise SystemExit(f"failed, and not in the record: {'; '.join(failed)}")
 
