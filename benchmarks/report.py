@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from benchmarks import attention, train
+from t6jax.training.layouts import NVLINK, sent
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDED = ROOT / "benchmarks" / "results"
@@ -90,20 +91,24 @@ def evaluation_table(record: dict) -> str:
 
 
 def scaling_table(record: dict) -> str:
-    """Tokens a second over two GPUs, beside one."""
+    """Tokens a second over two GPUs, beside one, and the collectives' time beside what their bytes take at the links' rate."""
     lines = [
         f"{record['device']}, {record['date']}, JAX {record['jax']}: T6 medium, {record['rows']} rows of 1,024 tokens a step, "
         "the launch scripts' flags.",
         "",
-        "| mesh | tokens/s | of twice one GPU's | largest difference of losses | GB sent a step, by collective |",
-        "|---|---|---|---|---|",
+        "| mesh | tokens/s | of twice one GPU's | largest difference of losses | GB of results a step, by collective "
+        "| ms of collectives a step on each GPU | at the links' rate |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in record["results"]:
         two = r["devices"] > 1
         share = f"{100 * r['of_so_many_times_one']:.1f} %" if two else ""
         difference = f"{r['largest_relative_difference_of_losses']:.1e}" if "of_so_many_times_one" in r else ""
-        sent = ", ".join(f"{kind} {c['bytes'] / 1e9:.2f}" for kind, c in r["collectives"].items())
-        lines.append(f"| {r['layout']} | {r['tokens_per_second']:,.0f} | {share} | {difference} | {sent} |")
+        results = ", ".join(f"{kind} {c['bytes'] / 1e9:.2f}" for kind, c in r["collectives"].items())
+        took = f"{r['milliseconds_by_kind_a_device']['collectives']:.1f}" if two else ""
+        seconds = sum(sent(kind, c["bytes"], r["devices"]) for kind, c in r["collectives"].items()) / NVLINK
+        least = f"{1e3 * seconds:.1f}" if two else ""
+        lines.append(f"| {r['layout']} | {r['tokens_per_second']:,.0f} | {share} | {difference} | {results} | {took} | {least} |")
     return "\n".join(lines)
 
 

@@ -86,10 +86,10 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
     node = network = 0.0
     for (kind, axes), (_, size) in written(traced, mesh_sizes).items():
         n = math.prod(mesh_sizes[a] for a in axes)
-        sent = size * {"all-gather": (n - 1) / n, "reduce-scatter": n - 1, "all-reduce": 2 * (n - 1) / n}.get(kind, (n - 1) / n)
+        leaving = sent(kind, size, n)
         # neighbours on the last axes share a node; what spans nodes goes at the network's rate
         span = n * math.prod(mesh_sizes[a] for a in MESH_AXES[MESH_AXES.index(axes[-1]) + 1 :])
-        node, network = (node + sent, network) if span <= NODE else (node, network + sent)
+        node, network = (node + leaving, network) if span <= NODE else (node, network + leaving)
     state, shardings = trainer.abstract_state, trainer.shardings
     size = lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
     total = lambda tree, of: sum(jax.tree.leaves(jax.tree.map(size, tree, of)))
@@ -104,6 +104,11 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
         network=network,
         compute_seconds=tokens * flops_per_token(model, model.context_length) / devices / (FLOPS * SHARE),
     )
+
+
+def sent(kind: str, size: float, devices: int) -> float:
+    """Bytes that leave one of so many devices in a collective, at a ring's cost. size: of its results on one device."""
+    return size * {"reduce-scatter": devices - 1, "all-reduce": 2 * (devices - 1) / devices}.get(kind, (devices - 1) / devices)
 
 
 def _kept(traced: jax.stages.Traced, layers: int) -> int:
