@@ -1,4 +1,4 @@
-"""T6, 7 B: 6.65 B parameters, the paper's recipe beyond its sizes. As many heads as give MHA's parameter count."""
+"""T6, 7 B: 6.64 B parameters, the paper's recipe beyond its sizes. As many heads as give MHA's parameter count."""
 
 from configs import common
 
