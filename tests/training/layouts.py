@@ -21,7 +21,7 @@ from t6jax.parallel import MESH_AXES
 from t6jax.training.compiled import collectives, written
 from t6jax.training.step import Trainer
 
-STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 61
+STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 73
 LAYOUTS = {
     "one": {"data": 1},
     "data 8": {"data": 8},
@@ -31,7 +31,8 @@ LAYOUTS = {
     "fsdp 4 x sequence 2, both on d_model, dots": {"data": 1, "fsdp": 4, "sequence": 2},
 }
 BOTH = "fsdp 4 x sequence 2, both on d_model, dots"
-# heads, SwiGLU's width (85) and vocabulary (61) divide by nothing
+# heads, SwiGLU's width (85) and vocabulary divide by nothing; the vocabulary filled up to 74 or 76, and a device's 37 or 19 of
+# it, are no other size here: they tell logits from other arrays
 MECHANISMS = {
     "tpa": {"num_heads": 5, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
     "tpa_kvonly": {"num_heads": 5, "head_dim": 8},
@@ -40,6 +41,17 @@ MECHANISMS = {
     "gqa": {"num_heads": 9, "head_dim": 8, "num_kv_heads": 3},  # heads are split, and their groups are not
 }
 MIXED = "fsdp 2 x tensor 2 x sequence 2"
+# What two models differ in whose compiled step's memory is compared: many parameters beside few tokens (12 on a device, so that
+# parallel.keeps_activations takes no array with a row for each of 8 devices for theirs); many logits.
+MANY_LAYERS = [{"num_layers": n, "d_model": 256, "context_length": 6} for n in (4, 8)]
+MANY_LOGITS = [{"vocab_size": n} for n in (1021, 2045)]
+# layout, the two models, what both have besides
+GROWING = (
+    ("data 8", MANY_LAYERS, {}),
+    ("fsdp 8", MANY_LAYERS, {}),
+    ("fsdp 8", MANY_LAYERS, {"unroll": False}),
+    ("tensor 4 x data 2", MANY_LOGITS, {}),
+)
 # (mechanism, layout, document masking, accumulation steps)
 CASES = [
     *((name, layout, False, 1) for name in MECHANISMS for layout in LAYOUTS),
@@ -47,12 +59,14 @@ CASES = [
 ]
 
 
-def trainer(mechanism: str, layout: str, masked: bool, parts: int) -> Trainer:
+def trainer(mechanism: str, layout: str, masked: bool, parts: int, **keys) -> Trainer:
+    """keys: of the model, in place of what it has here."""
     config = common.get_config()
     config.update(batch_size=ROWS, accumulation_steps=parts)
     config.model.update(vocab_size=VOCABULARY, num_layers=2, d_model=32, context_length=LENGTH, dtype="float32")
     # both ways are used, over one axis and over several
     config.model.unroll = layout != "one" and (layout != MIXED or mechanism == "tpa")
+    config.model.update(keys)
     config.model.attention = common.attention(mechanism, **MECHANISMS[mechanism])
     config.optimizer.update(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=STEPS)
     config.mesh.update(LAYOUTS[layout])
@@ -71,6 +85,26 @@ def batches() -> list[np.ndarray]:
     counting = lambda: (draw.integers(0, VOCABULARY, (ROWS, 1)) + np.arange(LENGTH + 1)) % VOCABULARY
     noise = lambda x: np.where(draw.random(x.shape) < 0.3, draw.integers(0, VOCABULARY, x.shape), x).astype(np.int32)
     return [noise(counting()) for _ in range(STEPS)]
+
+
+def logits(t: Trainer, parts: int) -> dict:
+    """What tells a micro-batch's logits on one device: its tokens; the vocabulary, as it is, filled up, and one device's part."""
+    sizes = t.mesh.shape
+    tokens = ROWS // parts * LENGTH // (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    part = -(-VOCABULARY // sizes["tensor"])
+    return {"tokens": tokens, "widths": [VOCABULARY, part * sizes["tensor"], part]}
+
+
+def growth(layout: str, models: list[dict], both: dict) -> dict:
+    """Temporary bytes of a device in each of two models' compiled steps, and the elements of their layers' parameters."""
+    found = {"layout": layout, "unroll": both.get("unroll", True), "temporary": [], "layers": []}
+    for keys in models:
+        t = trainer("tpa", layout, False, 1, **keys, **both)
+        windows = jax.ShapeDtypeStruct((ROWS, keys.get("context_length", LENGTH) + 1), "int32", sharding=t.batch_sharding)
+        memory = t.step.trace(t.abstract_arrays(), windows).lower().compile().memory_analysis()
+        found["temporary"].append(memory.temp_size_in_bytes)
+        found["layers"].append(sum(x.size for x in jax.tree.leaves(t.abstract_state.params["blocks"])))
+    return found
 
 
 def run(case: tuple, states: dict) -> dict:
@@ -96,6 +130,8 @@ def run(case: tuple, states: dict) -> dict:
         "collectives": [(c.kind, c.shapes, c.times) for c in collectives(compiled)],
         "written": [(kind, axes, *numbers) for (kind, axes), numbers in written(traced, t.mesh.shape).items()],
         "arguments": memory.argument_size_in_bytes,
+        "logits": logits(t, case[3]),
+        "embedding": list(t.abstract_state.params["embedding"].shape),
         "stacked": [list(x.shape) for x in jax.tree.leaves(t.abstract_state.params["blocks"])],
     }
 
@@ -104,3 +140,4 @@ if __name__ == "__main__":
     starts: dict = {}
     for case in CASES:
         print(json.dumps(run(case, starts)), flush=True)
+    print(json.dumps([growth(*what) for what in GROWING]))
