@@ -39,6 +39,8 @@ def unsupported(query, key, value, chunks=None) -> str | None:
     """Why the kernel does not take these arrays [B, T, H, D], or None."""
     if reason := attention_gradient.unsupported(query, key, value, chunks):
         return reason
+    if chunks is not None and query.shape[1] % (2 * BLOCK):
+        return f"T must be a multiple of {2 * BLOCK} where there are chunks, not {query.shape[1]}"
     return None if query.dtype == jnp.bfloat16 else f"the arrays must be bfloat16, whose range P needs, not {query.dtype}"
 
 
@@ -47,7 +49,7 @@ def attention_forward(query, key, value, chunks=None, *, scale: float, sms: int 
 
     query, key, value  [B, T, H, 64], bfloat16, T a multiple of 128
     chunks             int32 [2], where key and value are of S tokens: the halves of the queries are chunks of T/2 of them, by
-                       number, the earlier one first; S a multiple of T, T of 256
+                       number, the earlier one first; S a multiple of T, T of 512
     scale              above 0
     sms                the GPU's multiprocessors: as many blocks of queries are under way at a time
     """

@@ -56,7 +56,7 @@ def causal_attention(
     keeps no scores for the gradient where they are many. What models train on has kernels of ours: without segments, D = E = 64,
     G = H, T a multiple of 128, heads enough to fill the GPU, a Hopper; bfloat16 forward, T up to 2,048 for the gradient.
     Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all; the
-    kernels then take any multiple of 256 of them.
+    kernels then take any multiple of 512 of them.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if parallel.sequence_parts() > 1:

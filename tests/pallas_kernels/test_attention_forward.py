@@ -27,15 +27,15 @@ def chunked(tokens, keys):
     return query, key, key, jax.ShapeDtypeStruct((2,), jnp.int32)
 
 
-@pytest.mark.parametrize("tokens, keys", [(512, 1024), (256, 2048), (768, 768)])
+@pytest.mark.parametrize("tokens, keys", [(512, 1024), (512, 2048), (1536, 1536)])
 def test_lowers_for_two_chunks_of_a_longer_sequence(tokens, keys):
     attention = jax.jit(functools.partial(attention_forward, scale=0.125))
     assert "mosaic_gpu" in attention.trace(*chunked(tokens, keys)).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("tokens, keys", [(128, 1024), (512, 768), (512, 256)])
+@pytest.mark.parametrize("tokens, keys", [(128, 1024), (256, 1024), (512, 768), (512, 256)])
 def test_chunks_are_whole_blocks_and_the_sequence_is_whole_chunks(tokens, keys):
-    with pytest.raises(NotImplementedError, match="must be a multiple of 256 where there are chunks"):
+    with pytest.raises(NotImplementedError, match="must be a multiple of .* where there are chunks"):
         attention_forward(*chunked(tokens, keys), scale=0.125)
 
 
