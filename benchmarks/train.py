@@ -6,7 +6,7 @@ attention once (T/2 keys a token), the tied embedding once (as the head), recomp
 24576 x 1600 x 4352 product measured in the same run, a few in a row. Repeated for seconds, as in training, the same product
 runs into the card's power limit, and slower; that rate is recorded beside the other.
 
---torch needs PyTorch, which the environment of `make test-torch` has (.venv-torch), and the plot at the end matplotlib.
+--torch needs PyTorch, which the environment of `make test-torch` has (.venv-torch).
 """
 
 import argparse
@@ -256,8 +256,8 @@ def main():
             continue
         record["torch"][name] = peer
         write(args.out, "train", record)
-    draw(record, args.out)
     print("\n".join([*table(record), "", MFU, "", *kinds_table(record)]))
+    draw(record, args.out)
     if failed:
         raise SystemExit(f"failed, and not in the record: {'; '.join(failed)}")
 
