@@ -206,7 +206,7 @@ class T6(nnx.Module):
             return tuple(carry), entry
 
         def with_policy(run, *, prevent_cse):
-            if self.config.remat == "none" and not layer.is_gathered:
+            if self.config.remat == "none" and not layer.is_gathered and parallel.sequence_parts() == 1:
                 return run
             keep_all = parallel.keeps_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]

@@ -159,13 +159,13 @@ def and_sums(policy: Any) -> Any:
 
 
 def keeps_activations(rows: int, tokens: int) -> Any:
-    """A rematerialisation policy: all that depends on tokens is kept, gathered parameters are gathered again.
+    """A rematerialisation policy: all that comes of this device's tokens is kept; gathered parameters are gathered again.
 
-    Known by shape, B and T among an operand's axes or B T first: what is taken for a parameter by mistake is recomputed, and a
-    parameter that has these sizes by chance is kept.
+    So what other devices send of a sequence is kept, and what this one makes of all of it is made again: keys and values of the
+    whole sequence do not shrink with the number of devices. Known by shape, B and T among an operand's axes or B T first: what is
+    taken for a parameter by mistake is recomputed, and a parameter that has these sizes by chance is kept.
     """
-    parts = sequence_parts()
-    lengths = {tokens, tokens * parts} | ({tokens // 2, tokens * parts // 2} if parts > 1 else set())
+    lengths = {tokens} | ({tokens // 2} if sequence_parts() > 1 else set())
 
     def of_tokens(x: Any) -> bool:
         shape = getattr(x, "shape", ())

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, Self
 
 import jax
@@ -13,20 +12,11 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from t6jax import parallel
 from t6jax.errors import InputError
 from t6jax.layers import parameter, uniform
-from t6jax.ops.causal_attention import keeps_attention
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.rope import RoPE
 from t6jax.ops.token_cache import TokenCache
 
 HEAD_NORM_EPSILON = 1e-5
-
-
-def keeping_no_keys(attend: Callable[..., Array]) -> Callable[..., Array]:
-    """attend, which along a split sequence keeps for the gradient what goes in and what comes out, and forms the rest again.
-
-    Each device forms keys and values of the whole sequence: they do not shrink with the number of devices.
-    """
-    return jax.checkpoint(attend, policy=keeps_attention) if parallel.sequence_parts() > 1 else attend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +166,7 @@ class Attention(nnx.Module):
         query, entry = self.project(x, positions)
         # along a sequence split over devices the cache entries travel, not keys and values
         whole = parallel.whole_sequence((entry, positions, segment_ids))
-        return self.output(keeping_no_keys(self.attend)(query, *whole)), entry
+        return self.output(self.attend(query, *whole)), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]

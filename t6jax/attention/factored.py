@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.tensor_products import Product, head_room
 from t6jax import parallel
-from t6jax.attention.base import Attention, AttentionConfig, Start, keeping_no_keys
+from t6jax.attention.base import Attention, AttentionConfig, Start
 from t6jax.errors import InputError
 from t6jax.layers import pad_columns, worth_copying_weights
 from t6jax.ops.causal_attention import causal_attention
@@ -223,18 +223,14 @@ class Factored(Attention):
         entry = TPAEntry(a_k, self.rope(b_k, positions), a_v, b_v)
         if parallel.sequence_parts() == 1:
             *query, key, value = self._expanded(rows, positions, *products.values())
-            query = query[0] if query else self.query(x, positions)
-            return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry
-        # along a sequence split over devices the factors of keys and values travel
-        start, stop = products["k"].offset_a, products["v"].stop
-        query = self._expanded(rows[..., :start], positions, products["q"])[0] if "q" in products else self.query(x, positions)
-
-        def attend(query, rows, positions, segment_ids):
-            key, value = self._expanded(rows, positions, *(products[name].behind(start) for name in "kv"))
-            return causal_attention(query, key, value, segment_ids=segment_ids)
-
-        whole = parallel.whole_sequence((rows[..., start:stop], positions, segment_ids))
-        return self.output(keeping_no_keys(attend)(query, *whole)), entry
+        else:
+            # along a sequence split over devices the factors of keys and values travel
+            start, stop = products["k"].offset_a, products["v"].stop
+            query = self._expanded(rows[..., :start], positions, products["q"]) if "q" in products else []
+            keys_values, all_positions, segment_ids = parallel.whole_sequence((rows[..., start:stop], positions, segment_ids))
+            key, value = self._expanded(keys_values, all_positions, *(products[name].behind(start) for name in "kv"))
+        query = query[0] if query else self.query(x, positions)
+        return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry
 
     def _expanded(
         self, rows: Float[Array, "B T W"], positions: Int[Array, "B T"], *products: Product

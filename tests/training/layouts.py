@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from configs import common
 from t6jax.config import ModelConfig
 from t6jax.parallel import MESH_AXES
-from t6jax.training.compiled import collectives, written
+from t6jax.training.compiled import collectives, equations, written
 from t6jax.training.step import Trainer
 
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 73
@@ -107,6 +107,13 @@ def growth(layout: str, models: list[dict], both: dict) -> dict:
     return found
 
 
+def kept_of_layers() -> list[tuple[int, ...]]:
+    """Shapes of what loops over layers hand on, as for the gradient. 12 own tokens and 6 of a chunk are no other size here."""
+    t = trainer("tpa_kvonly", MIXED, False, 1, context_length=24, unroll=False)
+    traced = t.step.trace(t.abstract_arrays(), jax.ShapeDtypeStruct((ROWS, 25), "int32", sharding=t.batch_sharding))
+    return sorted({v.aval.shape for e, _ in equations(traced) if e.primitive.name == "scan" for v in e.outvars})
+
+
 def run(case: tuple, states: dict) -> dict:
     t = trainer(*case)
     name = case[0]
@@ -141,3 +148,4 @@ if __name__ == "__main__":
     for case in CASES:
         print(json.dumps(run(case, starts)), flush=True)
     print(json.dumps([growth(*what) for what in GROWING]))
+    print(json.dumps(kept_of_layers()))
