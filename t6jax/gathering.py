@@ -27,8 +27,8 @@ def used(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     dtype = x.dtype if dtype is None else dtype
     if variable.get_metadata().get("placement") is None:
         return x.astype(dtype)
-    layer = Layer({"it": variable}, dtype)
-    return layer.open(layer.gather(layer.pack({"it": variable})))["it"][...]
+    it = {"it": variable}
+    return Layer(it, dtype).used(it)["it"][...]
 
 
 class Layer:
@@ -53,6 +53,10 @@ class Layer:
     def is_gathered(self) -> bool:
         """Whether other devices store some of what this one uses."""
         return any(way.steps for ways in self._groups for way in ways)
+
+    def used(self, state: nnx.State) -> nnx.State:
+        """What this device uses of a layer, from what it stores: pack, gather and open, one behind the other."""
+        return self.open(self.gather(self.pack(state)))
 
     def pack(self, state: nnx.State) -> list[Array]:
         """What this device stores of a layer, as it sends it."""

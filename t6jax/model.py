@@ -216,8 +216,7 @@ class T6(nnx.Module):
             run = with_policy(lambda params, carry: block(layer.open(params), carry)[0], prevent_cse=True)
             return add_norm(*run_in_turn(run, Travel(layer.pack, layer.gather), state, (x, update)))[1], []
         # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-        used = lambda params: layer.open(layer.gather(layer.pack(params)))
-        run = with_policy(lambda carry, params: block(used(params), carry), prevent_cse=unroll)
+        run = with_policy(lambda carry, params: block(layer.used(params), carry), prevent_cse=unroll)
         carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 

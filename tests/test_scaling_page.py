@@ -8,11 +8,10 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from t6jax.training.layouts import LAYOUTS, MESH_AXES, NETWORK, NVLINK, PAGE, ROWS, costs, line, load
+from t6jax.training.layouts import LAYOUTS, MESH_AXES, NETWORK, NODE, NVLINK, PAGE, ROWS, costs, line, load
 from t6jax.training.settings import check
 from tests.conftest import ROOT
 
-NODE = 8  # GPUs
 # the indented lines of both pages that train, those that end in \ joined to the next
 COMMANDS = [
     line.split("  #")[0].strip()

@@ -145,7 +145,7 @@ def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
 
 def _kernels_take_chunks(query: Array, key: Array, value: Array) -> bool:
     """Whether our kernels take what a device has of a sequence. Beside masks, which cuDNN reads, they always pay."""
-    if jax.default_backend() != "gpu" or _spread(query) or not on_hopper():
+    if _spread(query) or not on_hopper():
         return False
     return not attention_forward.unsupported(query, key, value, parallel.own_chunks())
 

@@ -27,7 +27,7 @@ def train_program(
     except OSError as e:  # ml_collections holds back the error of a missing file until the config is used
         raise InputError(f"--config={config_file}: there is no such config file") from e
     if dry_run:
-        # nothing is computed: a GPU that others use stays theirs
+        # as in plan.py, for this process's own look at the GPU
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         print(summary(values))
         return 0

@@ -18,13 +18,14 @@ from t6jax.config import ModelConfig
 from t6jax.parallel import MESH_AXES
 from t6jax.training.compiled import equations, written
 from t6jax.training.metrics import flops_per_token
+from t6jax.training.plan import NODE
 from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "scaling.md"
-# an H100 SXM by its data sheet: bytes a second in each direction to the 7 others of its node and, a 400 Gbit/s adapter for
+# an H100 SXM by its data sheet: bytes a second in each direction to the others of its node and, a 400 Gbit/s adapter for
 # each GPU, to other nodes; and the share of its dense bfloat16 rate that the step's products are taken to reach
-NODE, NVLINK, NETWORK = 8, 450e9, 50e9
+NVLINK, NETWORK = 450e9, 50e9
 FLOPS, SHARE = 989e12, 0.45
 MEMORY = 80e9
 

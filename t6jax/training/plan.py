@@ -16,7 +16,7 @@ from t6jax.errors import InputError
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 VIRTUAL = "virtual CPU device"
-NODE = 8  # GPUs of one
+NODE = 8  # GPUs
 
 
 def compile_for(config: Mapping[str, Any], devices: int) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def compile_for(config: Mapping[str, Any], devices: int) -> dict[str, Any]:
     bytes of all their results], as the program is written: compiled for CPU, sums of bfloat16 are taken in float32.
     Raises InputError where it does not compile.
     """
-    environment = dict(os.environ)
+    # nothing is computed: a GPU that others use stays theirs
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if jax.default_backend() != "gpu":
         config = {**config, "model": {**config["model"], "unroll": False}}
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"}

@@ -1,6 +1,7 @@
 """--dry_run where there is a GPU: compiled for GPUs of its kind, however many."""
 
 import json
+import math
 
 import jax
 import pytest
@@ -15,11 +16,16 @@ from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
 
+def trainer_of(config, devices):
+    return Trainer(config.to_dict(), ModelConfig.from_dict(config.model.to_dict()), make_mesh(config.mesh, devices))
+
+
 def test_the_memory_is_what_training_took():
     record = json.loads((RESULTS / "train_nvidia_h200.json").read_text())
     taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == "T6 medium")
     config = config_of(*CASES["T6 medium"])
     plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)
+    # as docs/scaling.md says; what is not the same is the scratch of the algorithms that cuBLAS chose there
     assert plan["arguments"] + plan["temporary"] == pytest.approx(taken, rel=0.01)
 
 
@@ -29,9 +35,9 @@ def test_a_plan_for_two_nodes_needs_neither():
     config.mesh.update(data=2, fsdp=4, tensor=2)
     plan = compile_for(config.to_dict(), 16)
     assert plan["device"] == jax.devices()[0].device_kind
-    # float32 parameters and AdamW's two moments over fsdp and tensor; the few axes that those do not divide lie whole
-    stored = 12 * ModelConfig.from_dict(config.model.to_dict()).parameter_count / 8
-    assert stored <= plan["arguments"] <= 1.05 * stored
+    arrays = trainer_of(config, devices_for(16)[0]).abstract_arrays()
+    stored = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+    assert 0 <= plan["arguments"] - stored - 64 // 8 * 1025 * 4 < 1024 * len(jax.tree.leaves(arrays))  # each begins on its own
     assert {(kind, tuple(axes)) for kind, axes, *_ in plan["collectives"]} >= {
         ("all-gather", ("fsdp",)),
         ("reduce-scatter", ("fsdp",)),
@@ -47,8 +53,7 @@ def test_a_micro_batch_goes_through_every_block_once(axis):
     config.mesh.update(dict.fromkeys(MESH_AXES, 1) | {axis: 2})
     config.model.num_layers = 3
     devices, options = devices_for(2)
-    model = ModelConfig.from_dict(config.model.to_dict())
-    trainer = Trainer(config.to_dict(), model, make_mesh(config.mesh, devices))
+    trainer = trainer_of(config, devices)
     batch = jax.ShapeDtypeStruct((96, 1025), "int32", sharding=trainer.batch_sharding)
     text = trainer.step.lower(trainer.abstract_arrays(), batch).compile(compiler_options=options).as_text()
     calls = [line for line in text.splitlines() if " custom-call(" in line]
