@@ -123,6 +123,7 @@ def beside_tokamax(record: dict) -> str:
 
 
 DECODE, EVALUATION, TRAIN = (f"{name}_nvidia_h200.json" for name in ("decode", "evaluation", "train"))
+H100 = "train_nvidia_h100_80gb_hbm3.json"
 CUDNN = "train_cudnn_gradient_nvidia_h200.json"  # before there was a kernel for attention's gradient
 TABLES = {
     "decode": (decode_table, DECODE),
@@ -130,6 +131,8 @@ TABLES = {
     "evaluation": (evaluation_table, EVALUATION),
     "train": (joined(train.table), TRAIN),
     "train kernels": (joined(train.kinds_table), TRAIN),
+    "train, H100": (joined(train.table), H100),
+    "train kernels, H100": (joined(train.kinds_table), H100),
     "train, cuDNN's gradient": (joined(train.table), CUDNN),
     "train kernels, cuDNN's gradient": (joined(train.kinds_table), CUDNN),
     "scaling": (scaling_table, "scaling_nvidia_h100_80gb_hbm3.json"),
