@@ -3,22 +3,26 @@
     P  = exp(scale Q K^T - lse)        dV = P^T dO        delta = rowsum(dO * O)
     dS = P * (dO V^T - delta)          dQ = scale dS K    dK    = scale dS^T Q
 
-A thread block takes a (sequence, head) at a time and walks over the lower triangle of its blocks of 128 queries x 128 keys,
-column by column, from the last keys to the first. Its four warpgroups go their own ways, tied by rings of barriers:
+A team of thread blocks takes a (sequence, head) at a time and walks over the lower triangle of its blocks of 128 queries x 128
+keys: each member down the queries of one column, of the last keys first, then of another (teams.py). So the tiles and sums that
+the members need, at about the same time, are few enough for the L2 cache. Its four warpgroups go their own ways, tied by rings of
+barriers:
 
     0, 1   64 keys each, as rows:  S^T = K Q^T and dP^T = V dO^T, whose accumulators start at -lse / scale and -delta, so that
            exp2 and one multiplication make P^T and dS^T of them, in registers: the left operands of dV += P^T dO and
            dK += dS^T Q. dS goes to shared memory.
-    2      dQ = dS K of the block, added up in memory: a float32 scratch of one head for each thread block, in the order of its
-           threads' registers, to which TMA adds. The first column that touches a block of queries stores, the last (keys 0 to
-           127) reads what is there and writes dQ. Nobody else adds: the same bits every time.
+    2      dQ = dS K of the block, added up in memory: a float32 scratch of a team's head, in the order of a thread block's
+           threads and their registers, to which TMA adds. The first member to visit a block of queries stores, the last one
+           reads what is there and writes dQ.
     3      asks TMA for all tiles.
 
-Queries are walked upwards and downwards by turns, column after column: the tiles and sums that the last column used last, and
-which are still in the L2 cache, come first.
+Members visit a block of queries in a fixed order, each when a count in memory says that all before it have: the same bits every
+time. The counts tie members of a team alone, and thread blocks start in order: where something else, a collective say, holds
+multiprocessors, whole teams run to their end and make room for the rest.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import mosaic_pieces as pieces
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.mosaic_pieces import COL, ROWS, WGMMA
+from pallas_kernels.teams import Team, best_size
 
 BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
 DIM = 64
@@ -36,6 +41,16 @@ RING = 2  # steps that a ring of buffers holds; of keys, columns
 REGISTERS = 208, 72, 24  # a thread's: of the warpgroups 0 and 1, of 2, of 3
 TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
 PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
+
+
+class Column(NamedTuple):
+    """The keys j of sequence b and head h, the team's so-manyth (index), in a round."""
+
+    index: Any
+    b: Any
+    h: Any
+    turn: Any
+    j: Any
 
 
 def unsupported(query, key, value, chunks=None) -> str | None:
@@ -54,7 +69,13 @@ def unsupported(query, key, value, chunks=None) -> str | None:
     return None
 
 
-def attention_gradient(query, key, value, out, lse, grad, chunks=None, *, scale: float, sms: int = 132):
+def team_size(query, key, sms: int) -> int:
+    """How many multiprocessors share a head of these arrays, for speed."""
+    (B, T, H, _), S = query.shape, key.shape[1]
+    return best_size(B * H, T // BLOCK, S // BLOCK, sms)
+
+
+def attention_gradient(query, key, value, out, lse, grad, chunks=None, *, scale: float, sms: int = 132, team: int | None = None):
     """The gradients of query, key and value where out = softmax(scale Q K^T) V under a causal mask, and grad is out's gradient.
 
     query, key, value, out, grad  [B, T, H, 64], bfloat16 or float16, T a multiple of 128
@@ -62,19 +83,26 @@ def attention_gradient(query, key, value, out, lse, grad, chunks=None, *, scale:
     chunks                        int32 [2], where key and value are of S tokens: the halves of the queries are chunks of T/2 of
                                   them, by number, the earlier one first; S a multiple of T, T of 256
     scale                         not 0
-    sms                           the GPU's multiprocessors: as many heads are under way at a time
+    sms                           the GPU's multiprocessors
+    team                          how many of them share a head; default: as many as is fast
     """
     if reason := unsupported(query, key, value, chunks):
         raise NotImplementedError(f"attention_gradient: {reason}")
+    most = min(sms, key.shape[1] // BLOCK)
+    if team is not None and not 1 <= team <= most:
+        raise ValueError(f"attention_gradient: team must be 1 to {most}, no more than sms and blocks of keys, not {team}")
     delta = jnp.einsum("bthd,bthd->bht", out, grad, preferred_element_type=jnp.float32)
-    return _kernel(query, key, value, grad, lse * (-1 / scale), -delta, chunks, scale, sms)
+    return _kernel(query, key, value, grad, lse * (-1 / scale), -delta, chunks, scale, sms, team or team_size(query, key, sms))
 
 
-def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
+def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size):
     (B, T, H, _), dtype = query.shape, query.dtype
     blocks, key_blocks, items = T // BLOCK, key.shape[1] // BLOCK, B * H
     operands = [query, key, value, grad, start_s, start_dp, *([] if chunks is None else [chunks])]
-    ctas = min(sms, items)
+    team = Team(size, key_blocks)
+    teams = min(sms // size, items)
+    # Sums of a head may be under way while those of the head before are not yet fetched.
+    buffers = 2 if size > 1 else 1
     exponent = scale * math.log2(math.e)
 
     def kernel(*refs):
@@ -83,29 +111,31 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
         q_s, do_s, k_s, v_s, start_s_s, start_dp_s, ds_s, (sums_s, dq_s), out_s, *barriers = scratch
         q_full, q_empty, k_full, k_empty, v_full, v_empty, ds_full, ds_empty, sums_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
+        own_team, member = lax.div(cta, size), lax.rem(cta, size)
+        visits = pl.get_global(plgpu.SemaphoreType.REGULAR((teams * buffers * blocks,)))
         queries = Chunks(*chunks_ref or [None], blocks)
 
         def for_each_column(column):
-            """Calls column(b, h, j, number, step) -> step for each block of keys j, counting columns and steps."""
+            """Calls column(Column, number, step) -> step for each block of keys, counting columns and steps."""
 
             def head(index, counts):
-                item = cta + index * ctas
+                item = own_team + index * teams
                 b, h = lax.div(item, H), lax.rem(item, H)
 
-                def one(n, counts):
+                def one(turn, counts):
                     number, step = counts
-                    return number + 1, column(b, h, key_blocks - 1 - n, number, step)
+                    return number + 1, column(Column(index, b, h, turn, team.column(turn, member)), number, step)
 
-                return lax.fori_loop(0, key_blocks, one, counts)
+                return lax.fori_loop(0, team.rounds_of(member), one, counts)
 
-            lax.fori_loop(0, lax.div(items - cta + ctas - 1, ctas), head, (jnp.int32(0), jnp.int32(0)))
+            lax.fori_loop(0, lax.div(items - own_team + teams - 1, teams), head, (jnp.int32(0), jnp.int32(0)))
 
         def for_each_step(j, number, step, body):
             """Calls body(i, slot, step) for the blocks of queries i that see the keys j."""
             first = queries.first(j)
 
             def one(n, step):
-                body(jnp.where(lax.rem(number, 2) == 0, first + n, blocks - 1 - n), lax.rem(step, RING), step)
+                body(first + n, lax.rem(step, RING), step)
                 return step + 1
 
             return lax.fori_loop(0, blocks - first, one, step)
@@ -116,7 +146,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
         def load():
             plgpu.set_max_registers(REGISTERS[2], action="decrease")
 
-            def column(b, h, j, number, step):
+            def column(c, number, step):
+                b, h, j = c.b, c.h, c.j
                 slot = lax.rem(number, RING)
                 pl.when(number >= RING)(lambda: plgpu.barrier_wait(k_empty.at[slot]))
                 for p, rows in halves(j):
@@ -142,24 +173,40 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
         def query_gradient():
             plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
-            def column(b, h, j, number, step):
+            def column(c, number, step):
+                b, h, j = c.b, c.h, c.j
                 k_slot = lax.rem(number, RING)
                 plgpu.barrier_wait(k_full.at[k_slot])
-                plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added is there
+                first_block = queries.first(j)
+                buffer = buffers * own_team + lax.rem(c.index, buffers)
+                counts = visits.at[pl.ds(buffer * blocks, blocks)]
+
+                def publish(i, some):
+                    """Waits until all that this member added is in memory; then the next one may add to block i."""
+                    plgpu.wait_smem_to_gmem(0)
+                    if size > 1:
+                        pl.when(some)(lambda: plgpu.semaphore_signal(counts.at[i], memory_scope="gpu"))
 
                 def add(i, slot, _):
-                    own, place = lambda p: sums_ref.at[cta, i, p], queries.place(i)
+                    own, place = lambda p: sums_ref.at[buffer, i, p], queries.place(i)
+                    earlier = team.before(c.turn, member, place)
+                    first, last = earlier == 0, earlier == place
 
-                    @pl.when((j == 0) & (place > 0))
+                    visited = lax.div(c.index, buffers) * (place + 1) + earlier
+                    # mostly the turn has come; where it has not, the next member hears of the block before first
+                    come = size == 1 or pieces.reached(counts.at[i], visited)
+                    plgpu.barrier_wait(ds_full.at[slot])
+                    publish(i - 1, i > first_block)
+                    if size > 1:
+                        wait = lambda: plgpu.semaphore_wait(counts.at[i], visited, decrement=False, memory_scope="gpu")
+                        pl.when(~come)(wait)
+                        pieces.fence_memory()
+
+                    @pl.when(last & ~first)
                     def fetch():
-                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                         for p in range(2):
                             plgpu.copy_gmem_to_smem(own(p), sums_s.at[p], sums_full)
-
-                    plgpu.barrier_wait(ds_full.at[slot])
-                    pl.when((j == 0) & (place > 0))(lambda: plgpu.barrier_wait(sums_full))
-                    # TMA has read what is now written over; the other steps have waited in fetch
-                    pl.when((j > 0) | (place == 0))(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+                        plgpu.barrier_wait(sums_full)
 
                     def half(p, _):
                         def product(acc):
@@ -169,16 +216,16 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
 
                         dq = pl.run_scoped(product, PRODUCT)
 
-                        @pl.when(j > 0)
+                        @pl.when(~last)
                         def partial():
                             pieces.store_by_thread(sums_s.at[p], dq)
                             plgpu.commit_smem()
-                            pl.when(place == j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
-                            pl.when(place > j)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
+                            pl.when(first)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
+                            pl.when(~first)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
 
-                        @pl.when(j == 0)
-                        def last():
-                            total = lax.cond(place > 0, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
+                        @pl.when(last)
+                        def give():
+                            total = lax.cond(~first, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
                             plgpu.commit_smem()  # all have read what is now written over
                             dq_s[p] = (total * scale).astype(dtype)
                             plgpu.commit_smem()
@@ -189,6 +236,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
 
                 step = for_each_step(j, number, step, add)
                 plgpu.barrier_arrive(k_empty.at[k_slot])
+                publish(blocks - 1, first_block < blocks)
                 return step
 
             for_each_column(column)
@@ -200,7 +248,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
             out = out_s.at[group]
             later = lambda x: lax.broadcast_in_dim(x, (ROWS, ROWS), [1])
 
-            def column(b, h, j, number, step):
+            def column(c, number, step):
+                b, h, j = c.b, c.h, c.j
                 k_slot = lax.rem(number, RING)
                 plgpu.barrier_wait(k_full.at[k_slot])
                 keys = plgpu.load(k_s.at[k_slot, group], layout=WGMMA)
@@ -265,7 +314,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
     dense = [jax.ShapeDtypeStruct(x.shape, dtype) for x in (query, key, value)]
     *grads, _ = plgpu.kernel(
         kernel,
-        out_type=[*dense, jax.ShapeDtypeStruct((ctas, blocks, 2, *by_thread), jnp.float32)],
+        out_type=[*dense, jax.ShapeDtypeStruct((buffers * teams, blocks, 2, *by_thread), jnp.float32)],
         scratch_types=[
             *[tiles(RING, 2)] * 3,  # queries, gradients, keys
             tiles(2),  # values
@@ -279,7 +328,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms):
             *[ring(2), ring(1)],  # dS
             ring(2, 1),  # sums of dQ
         ],
-        grid=(ctas,),
+        grid=(teams * size,),
         grid_names=("cta",),
         num_threads=4,
         thread_name="warpgroup",

@@ -120,6 +120,16 @@ def fence():
 BY_THREAD = 4  # numbers that a thread stores at a time: 16 bytes
 
 
+def fence_memory():
+    """What other thread blocks did in the GPU's memory, and have said so, comes before what TMA does there from here on."""
+
+    @plgpu.inline_mgpu()
+    def fence(_):
+        utils.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
+
+    fence()
+
+
 def by_thread_shape(shape):
     """Of a buffer that holds a float32 array of that shape in the order of threads and their registers; 256 is TMA's widest."""
     return (math.prod(shape) // 256, 256)
@@ -226,6 +236,24 @@ def any_above(values, limit):
         return mgpu.FragmentedArray.splat(arith.trunci(i1, found), (), is_signed=False)
 
     return run(values)
+
+
+def reached(count, value):
+    """Whether a semaphore is at `value` or above, at one look: the same in the whole warpgroup."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR), return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR))
+    def run(_, count, value):
+        i1, i32 = [ir.IntegerType.get_signless(n) for n in (1, 32)]
+        look = utils.inline_ptx(
+            "ld.acquire.gpu.global.u32 $0, [$1];", utils.memref_ptr(count), result_types=i32, has_side_effects=True
+        )
+        barrier = utils.warpgroup_barrier_idx(sync=False)
+        vote = "{ .reg .pred p, q; setp.ge.s32 p, $1, $2; barrier.cta.red.and.pred.aligned q, $3, 128, p; selp.u32 $0, 1, 0, q; }"
+        operands = look, value.registers.item(), barrier
+        found = utils.inline_ptx(vote, *operands, result_types=i32, has_side_effects=True, convergent=True)
+        return mgpu.FragmentedArray.splat(arith.trunci(i1, found), (), is_signed=False)
+
+    return run(count, value)
 
 
 def scalar(body):

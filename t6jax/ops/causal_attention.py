@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import attention_forward, attention_gradient
 from pallas_kernels.mosaic_pieces import multiprocessors
+from pallas_kernels.teams import busy
 from t6jax import parallel
 from t6jax.ops.on_gpu import on_hopper
 from t6jax.ops.precision import accumulator
@@ -54,7 +55,7 @@ def causal_attention(
 
     On an NVIDIA GPU, half-precision inputs run in cuDNN's flash attention, everything else in XLA with float32 softmax, which
     keeps no scores for the gradient where they are many. What models train on has kernels of ours: without segments, D = E = 64,
-    G = H, T a multiple of 128, heads enough to fill the GPU, a Hopper; bfloat16 forward, T up to 2,048 for the gradient.
+    G = H, T a multiple of 128, heads enough to fill the GPU, a Hopper; bfloat16 forward.
     Where devices split the sequence, queries are of this device's tokens (t6jax.parallel.own_tokens), the rest of all; the
     kernels then take any multiple of 512 of them.
     """
@@ -115,9 +116,8 @@ class Kernels(NamedTuple):
     gradient: bool
 
 
-# Where all multiprocessors are busy to the end, the gradient's kernel takes 0.6 of cuDNN's time; it takes as much where its sums
-# and what it reads again have outgrown the L2 cache.
-LEAST_FILL, LONGEST_GRADIENT = 2 / 3, 2048
+# Where all multiprocessors are busy to the end, our kernels take 0.6 to 0.9 of cuDNN's time.
+LEAST_FILL = 2 / 3
 
 
 def _spread(x: Array) -> bool:
@@ -130,16 +130,12 @@ def _spread(x: Array) -> bool:
 def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
     if _spread(query) or not on_hopper():
         return Kernels(False, False)
-    batch, tokens, heads, _ = query.shape
-
-    def full(items: int) -> bool:
-        """Whether a multiprocessor that takes an item at a time has one for most of the time."""
-        at_once = multiprocessors()
-        return items / (-(-items // at_once) * at_once) >= LEAST_FILL
-
+    (batch, tokens, heads, _), sms = query.shape, multiprocessors()
+    queries = batch * heads * -(-tokens // attention_forward.BLOCK)  # blocks of them
     return Kernels(
-        not attention_forward.unsupported(query, key, value) and full(batch * heads * -(-tokens // attention_forward.BLOCK)),
-        not attention_gradient.unsupported(query, key, value) and tokens <= LONGEST_GRADIENT and full(batch * heads),
+        not attention_forward.unsupported(query, key, value) and busy(queries, 1, sms) >= LEAST_FILL,
+        not attention_gradient.unsupported(query, key, value)
+        and busy(batch * heads, attention_gradient.team_size(query, key, sms), sms) >= LEAST_FILL,
     )
 
 

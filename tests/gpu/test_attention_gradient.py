@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.attention_forward import attention_forward
+from pallas_kernels.attention_gradient import attention_gradient
+from pallas_kernels.teams import LARGEST
 from t6jax.ops import causal_attention
 
 # sequences, tokens, heads: one block and many, fewer heads than multiprocessors, several of them for some and for all
-SHAPES = [(1, 128, 1), (2, 256, 47), (3, 384, 1), (5, 640, 47), (4, 1024, 78), (1, 4096, 3)]
+SHAPES = [(1, 128, 1), (2, 256, 47), (3, 384, 1), (5, 640, 47), (4, 1024, 78), (7, 896, 29), (1, 4096, 3)]
 
 
 def attention(query, key, value, scale):
@@ -56,6 +59,18 @@ def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
     # P or dS, the output in delta, and the result are rounded once each: an ulp is eps, the root mean square of rounding
     # eps / sqrt(12); dS, with delta taken from dP, is of the size of what was rounded
     assert max(distances(got, want)) < 4 * float(jnp.finfo(dtype).eps) / np.sqrt(12)
+    assert all((x == y).all() for x, y in zip(got, again, strict=True))
+
+
+@pytest.mark.parametrize("team", range(1, LARGEST + 1))
+def test_any_number_of_multiprocessors_may_share_a_head(team):
+    """Eleven columns, which most teams do not divide; 14 heads for three teams."""
+    query, key, value, grad = draw((2, 1408, 7), jnp.bfloat16)
+    want = gradients(exact, *(x.astype(jnp.float32) for x in (query, key, value, grad)), 0.125)
+    out, lse = attention_forward(query, key, value, scale=0.125)
+    gradient = jax.jit(functools.partial(attention_gradient, scale=0.125, sms=3 * team + 1, team=team))
+    got, again = (gradient(query, key, value, out, lse, grad) for _ in range(2))
+    assert max(distances(got, want)) < 4 * float(jnp.finfo(jnp.bfloat16).eps) / np.sqrt(12)
     assert all((x == y).all() for x, y in zip(got, again, strict=True))
 
 

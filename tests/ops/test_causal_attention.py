@@ -96,8 +96,9 @@ def test_the_gradient_kernel_is_taken_where_heads_fill_the_gpu(monkeypatch):
     on_a_gpu(monkeypatch)
     for scale in (None, -0.3, 0):
         assert "attention_gradient" in gradient_text((24, 1024, 78), scale=scale)
-    assert "attention_gradient" in gradient_text((32, 1024, 47))
-    for shape in ((24, 1000, 78), (1, 1024, 7), (6, 4096, 78)):  # no whole blocks; idle multiprocessors; long
+    for shape in ((32, 1024, 47), (6, 4096, 78), (1, 32768, 25)):
+        assert "attention_gradient" in gradient_text(shape)
+    for shape in ((24, 1000, 78), (1, 1024, 7), (1, 32768, 7)):  # no whole blocks; idle multiprocessors
         assert "attention_gradient" not in gradient_text(shape)
     assert "attention_gradient" not in gradient_text((24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32))
 
@@ -106,11 +107,11 @@ def test_the_forward_kernel_is_taken_where_blocks_of_queries_fill_the_gpu(monkey
     on_a_gpu(monkeypatch)
     for shape in ((24, 1024, 78), (32, 1024, 47), (6, 4096, 78), (3, 8192, 11)):
         assert "attention_forward" in text_of(shape)
-    for shape in ((24, 1024, 78), (32, 1024, 47)):
+    for shape in ((24, 1024, 78), (32, 1024, 47), (6, 4096, 78)):
         assert "attention_forward" in gradient_text(shape)
     for shape in ((24, 1000, 78), (1, 1024, 7)):  # no whole blocks; idle multiprocessors
         assert "attention_forward" not in text_of(shape)
-    assert "attention_forward" not in gradient_text((6, 4096, 78)), "cuDNN's gradient wants what its own forward pass keeps"
+    assert "attention_forward" not in gradient_text((1, 32768, 7)), "cuDNN's gradient wants what its own forward pass keeps"
     assert "attention_forward" not in text_of((24, 1024, 78), jnp.float16), "whose range is too small for the kernel's weights"
 
 

@@ -15,7 +15,13 @@ def arrays(shape, dtype=jnp.bfloat16):
 
 
 @pytest.mark.parametrize(
-    "shape, dtype", [((24, 1024, 78, 64), jnp.bfloat16), ((1, 128, 1, 64), jnp.float16), ((3, 640, 47, 64), jnp.bfloat16)]
+    "shape, dtype",
+    [
+        ((24, 1024, 78, 64), jnp.bfloat16),
+        ((1, 128, 1, 64), jnp.float16),
+        ((3, 640, 47, 64), jnp.bfloat16),
+        ((1, 16384, 47, 64), jnp.bfloat16),
+    ],
 )
 def test_lowers_for_cuda(shape, dtype):
     gradient = jax.jit(functools.partial(attention_gradient, scale=0.125))
@@ -44,6 +50,12 @@ def test_lowers_for_two_chunks_of_a_longer_sequence(tokens, keys):
 def test_says_what_it_does_not_take(shape, dtype, reason):
     with pytest.raises(NotImplementedError, match=reason):
         jax.eval_shape(functools.partial(attention_gradient, scale=1.0), *arrays(shape, dtype))
+
+
+@pytest.mark.parametrize("team", [0, 3])
+def test_a_team_of_more_than_there_are_columns_is_refused(team):
+    with pytest.raises(ValueError, match="team must be 1 to 2"):
+        jax.eval_shape(functools.partial(attention_gradient, scale=1.0, team=team), *arrays((1, 256, 3, 64)))
 
 
 def test_keys_of_fewer_heads_are_not_taken():

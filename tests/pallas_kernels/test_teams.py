@@ -1,0 +1,39 @@
+"""Who takes which column of a head, and in which order a block of queries is visited."""
+
+import itertools
+
+import pytest
+
+from pallas_kernels.teams import LARGEST, Team, best_size, busy
+
+
+@pytest.mark.parametrize("size, columns", [(1, 1), (1, 5), (2, 2), (2, 7), (3, 8), (4, 8), (4, 9), (5, 32), (8, 12)])
+def test_every_column_is_taken_once_and_every_visit_has_its_place_in_one_order(size, columns):
+    team = Team(size, columns)
+    taken = {
+        (turn, member): int(team.column(turn, member)) for member in range(size) for turn in range(int(team.rounds_of(member)))
+    }
+    assert sorted(taken.values()) == list(range(columns))
+    for place in range(columns):
+        seeing = [turn for turn in sorted(taken) if taken[turn] <= place]
+        assert [int(team.before(*turn, place)) for turn in seeing] == list(range(place + 1))
+
+
+@pytest.mark.parametrize("size, columns", [(2, 8), (4, 8), (4, 16), (8, 64)])
+def test_the_work_of_members_is_the_same_where_columns_divide(size, columns):
+    team = Team(size, columns)
+    steps = [sum(columns - int(team.column(turn, m)) for turn in range(team.rounds)) for m in range(size)]
+    assert len(set(steps)) == 1
+
+
+def test_a_team_has_no_more_members_than_columns_or_multiprocessors():
+    for heads, blocks, sms in itertools.product((1, 78, 1872), (1, 2, 3, 6, 8, 17, 64), (1, 3, 132)):
+        for columns in (blocks, 2 * blocks):
+            size = best_size(heads, blocks, columns, sms)
+            assert 1 <= size <= min(columns, sms, LARGEST)
+            assert 0 < busy(heads, size, sms) <= 1
+
+
+def test_the_trained_shapes_leave_few_multiprocessors_without_work():
+    for heads in (24 * 78, 32 * 47, 24 * 25):
+        assert busy(heads, best_size(heads, 8, 8, 132), 132) > 0.95
