@@ -122,6 +122,12 @@ def beside_tokamax(record: dict) -> str:
     return "\n".join(attention.table(record | {"results": results}))
 
 
+def shared_heads(record: dict) -> str:
+    """The one shape of that run whose heads several multiprocessors share by default."""
+    results = [r for r in record["results"] if r["shape"] == "T6 XL, longer"]
+    return "\n".join(attention.table(record | {"results": results}))
+
+
 DECODE, EVALUATION, TRAIN = (f"{name}_nvidia_h200.json" for name in ("decode", "evaluation", "train"))
 H100 = "train_nvidia_h100_80gb_hbm3.json"
 CUDNN = "train_cudnn_gradient_nvidia_h200.json"  # before there was a kernel for attention's gradient
@@ -137,6 +143,7 @@ TABLES = {
     "train kernels, cuDNN's gradient": (joined(train.kinds_table), CUDNN),
     "scaling": (scaling_table, "scaling_nvidia_h100_80gb_hbm3.json"),
     "attention": (joined(attention.table), "attention_nvidia_h200.json"),
+    "attention, shared heads": (shared_heads, "attention_teams_nvidia_h200.json"),
     "attention, beside tokamax": (beside_tokamax, "attention_beside_tokamax_nvidia_h200.json"),
 }
 FILES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("flash_tpa.md", "training_speed.md", "scaling.md"))]

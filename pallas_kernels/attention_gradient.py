@@ -101,8 +101,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
     operands = [query, key, value, grad, start_s, start_dp, *([] if chunks is None else [chunks])]
     team = Team(size, key_blocks)
     teams = min(sms // size, items)
-    # Sums of a head may be under way while those of the head before are not yet fetched.
-    buffers = 2 if size > 1 else 1
+    shared = size > 1
+    buffers = 2 if shared else 1  # sums of a head may be under way while those of the head before are not yet fetched
     exponent = scale * math.log2(math.e)
 
     def kernel(*refs):
@@ -111,8 +111,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
         q_s, do_s, k_s, v_s, start_s_s, start_dp_s, ds_s, (sums_s, dq_s), out_s, *barriers = scratch
         q_full, q_empty, k_full, k_empty, v_full, v_empty, ds_full, ds_empty, sums_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
-        own_team, member = lax.div(cta, size), lax.rem(cta, size)
-        visits = pl.get_global(plgpu.SemaphoreType.REGULAR((teams * buffers * blocks,)))
+        own_team, member = (lax.div(cta, size), lax.rem(cta, size)) if shared else (cta, 0)
+        visits = pl.get_global(plgpu.SemaphoreType.REGULAR((teams * buffers * blocks,))) if shared else None
         queries = Chunks(*chunks_ref or [None], blocks)
 
         def for_each_column(column):
@@ -135,7 +135,9 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
             first = queries.first(j)
 
             def one(n, step):
-                body(first + n, lax.rem(step, RING), step)
+                # alone, up and down by turns: what the last column used last, and the L2 cache still has, comes first
+                up = shared or lax.rem(number, 2) == 0
+                body(first + n if up is True else jnp.where(up, first + n, blocks - 1 - n), lax.rem(step, RING), step)
                 return step + 1
 
             return lax.fori_loop(0, blocks - first, one, step)
@@ -178,35 +180,49 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                 k_slot = lax.rem(number, RING)
                 plgpu.barrier_wait(k_full.at[k_slot])
                 first_block = queries.first(j)
-                buffer = buffers * own_team + lax.rem(c.index, buffers)
-                counts = visits.at[pl.ds(buffer * blocks, blocks)]
+                buffer = buffers * own_team + lax.rem(c.index, buffers) if shared else cta
+                if shared:
+                    counts = visits.at[pl.ds(buffer * blocks, blocks)]
+                else:
+                    plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added is there
 
                 def publish(i, some):
                     """Waits until all that this member added is in memory; then the next one may add to block i."""
                     plgpu.wait_smem_to_gmem(0)
-                    if size > 1:
-                        pl.when(some)(lambda: plgpu.semaphore_signal(counts.at[i], memory_scope="gpu"))
+                    pl.when(some)(lambda: plgpu.semaphore_signal(counts.at[i], memory_scope="gpu"))
 
                 def add(i, slot, _):
                     own, place = lambda p: sums_ref.at[buffer, i, p], queries.place(i)
-                    earlier = team.before(c.turn, member, place)
-                    first, last = earlier == 0, earlier == place
+                    earlier = team.before(c.turn, member, place) if shared else None
+                    last = earlier == place if shared else j == 0
+                    of_others = last & (place > 0)
 
-                    visited = lax.div(c.index, buffers) * (place + 1) + earlier
-                    # mostly the turn has come; where it has not, the next member hears of the block before first
-                    come = size == 1 or pieces.reached(counts.at[i], visited)
-                    plgpu.barrier_wait(ds_full.at[slot])
-                    publish(i - 1, i > first_block)
-                    if size > 1:
-                        wait = lambda: plgpu.semaphore_wait(counts.at[i], visited, decrement=False, memory_scope="gpu")
-                        pl.when(~come)(wait)
-                        pieces.fence_memory()
-
-                    @pl.when(last & ~first)
                     def fetch():
                         for p in range(2):
                             plgpu.copy_gmem_to_smem(own(p), sums_s.at[p], sums_full)
-                        plgpu.barrier_wait(sums_full)
+
+                    if shared:
+                        visited = lax.div(c.index, buffers) * (place + 1) + earlier
+                        # mostly the turn has come; where it has not, the next member hears of the block before first
+                        come = pieces.reached(counts.at[i], visited)
+                        plgpu.barrier_wait(ds_full.at[slot])
+                        publish(i - 1, i > first_block)
+                        wait = lambda: plgpu.semaphore_wait(counts.at[i], visited, decrement=False, memory_scope="gpu")
+                        pl.when(~come)(wait)
+                        pieces.fence_memory()
+                        pl.when(of_others)(fetch)
+                        pl.when(of_others)(lambda: plgpu.barrier_wait(sums_full))
+                    else:
+
+                        @pl.when(of_others)
+                        def ahead():
+                            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                            fetch()
+
+                        plgpu.barrier_wait(ds_full.at[slot])
+                        pl.when(of_others)(lambda: plgpu.barrier_wait(sums_full))
+                        # TMA has read what is now written over; the other steps have waited ahead
+                        pl.when((j > 0) | (place == 0))(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
 
                     def half(p, _):
                         def product(acc):
@@ -216,16 +232,17 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
 
                         dq = pl.run_scoped(product, PRODUCT)
 
-                        @pl.when(~last)
+                        @pl.when(~last if shared else j > 0)
                         def partial():
                             pieces.store_by_thread(sums_s.at[p], dq)
                             plgpu.commit_smem()
+                            first, others = (earlier == 0, earlier > 0) if shared else (place == j, place > j)
                             pl.when(first)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
-                            pl.when(~first)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
+                            pl.when(others)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p), reduction_op="add"))
 
                         @pl.when(last)
                         def give():
-                            total = lax.cond(~first, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
+                            total = lax.cond(place > 0, lambda: dq + pieces.load_by_thread(sums_s.at[p]), lambda: dq)
                             plgpu.commit_smem()  # all have read what is now written over
                             dq_s[p] = (total * scale).astype(dtype)
                             plgpu.commit_smem()
@@ -236,7 +253,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
 
                 step = for_each_step(j, number, step, add)
                 plgpu.barrier_arrive(k_empty.at[k_slot])
-                publish(blocks - 1, first_block < blocks)
+                if shared:
+                    publish(blocks - 1, first_block < blocks)
                 return step
 
             for_each_column(column)
