@@ -3,22 +3,22 @@
     P  = exp(scale Q K^T - lse)        dV = P^T dO        delta = rowsum(dO * O)
     dS = P * (dO V^T - delta)          dQ = scale dS K    dK    = scale dS^T Q
 
-A team of thread blocks takes a (sequence, head) at a time and walks over the lower triangle of its blocks of 128 queries x 128
-keys: each member down the queries of one column, of the last keys first, then of another (teams.py). So the tiles and sums that
-the members need, at about the same time, are few enough for the L2 cache. Its four warpgroups go their own ways, tied by rings of
-barriers:
+A team of thread blocks, one for short sequences, takes a (sequence, head) at a time and walks over the lower triangle of its
+blocks of 128 queries x 128 keys: each member down the queries of one column, of the last keys first, then of another (teams.py).
+So the tiles and sums that the members need, at about the same time, are few enough for the L2 cache. A thread block's four
+warpgroups go their own ways, tied by rings of barriers:
 
     0, 1   64 keys each, as rows:  S^T = K Q^T and dP^T = V dO^T, whose accumulators start at -lse / scale and -delta, so that
            exp2 and one multiplication make P^T and dS^T of them, in registers: the left operands of dV += P^T dO and
            dK += dS^T Q. dS goes to shared memory.
-    2      dQ = dS K of the block, added up in memory: a float32 scratch of a team's head, in the order of a thread block's
-           threads and their registers, to which TMA adds. The first member to visit a block of queries stores, the last one
-           reads what is there and writes dQ.
+    2      dQ = dS K of the block, added up in memory: a float32 scratch for a team's head, in the order of a thread block's
+           threads and their registers, to which TMA adds. The first visit to a block of queries stores, the last one reads what
+           is there and writes dQ.
     3      asks TMA for all tiles.
 
-Members visit a block of queries in a fixed order, each when a count in memory says that all before it have: the same bits every
-time. The counts tie members of a team alone, and thread blocks start in order: where something else, a collective say, holds
-multiprocessors, whole teams run to their end and make room for the rest.
+Visits to a block of queries are in a fixed order, of several members each when a count in memory says that those before are done:
+the same bits every time. Teams do not wait for one another, and hardware starts thread blocks in order: where something else, a
+collective say, holds multiprocessors, whole teams run to their end and make room for the rest.
 """
 
 import math
@@ -33,12 +33,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import mosaic_pieces as pieces
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.mosaic_pieces import COL, ROWS, WGMMA
-from pallas_kernels.teams import Team, best_size
+from pallas_kernels.teams import Team, best_size, busy
 
 BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
 DIM = 64
 RING = 2  # steps that a ring of buffers holds; of keys, columns
 REGISTERS = 208, 72, 24  # a thread's: of the warpgroups 0 and 1, of 2, of 3
+LEAST_BUSY = 2 / 3  # at 0.95 it takes 0.6 to 0.7 of cuDNN's time at 1,024 tokens
+LEAST_BUSY_SHARED = 0.8  # and at 0.95, from 2,048 tokens on, 0.67 to 0.87
 TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
 PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
 
@@ -73,6 +75,13 @@ def team_size(query, key, sms: int) -> int:
     """How many multiprocessors share a head of these arrays, for speed."""
     (B, T, H, _), S = query.shape, key.shape[1]
     return best_size(B * H, T // BLOCK, S // BLOCK, sms)
+
+
+def pays(query, key, sms: int) -> bool:
+    """Whether the multiprocessors are at work for so much of the time that cuDNN's gradient takes longer."""
+    (B, T, H, _), S = query.shape, key.shape[1]
+    size = team_size(query, key, sms)
+    return busy(B * H, size, T // BLOCK, S // BLOCK, sms) >= (LEAST_BUSY if size == 1 else LEAST_BUSY_SHARED)
 
 
 def attention_gradient(query, key, value, out, lse, grad, chunks=None, *, scale: float, sms: int = 132, team: int | None = None):
@@ -135,9 +144,10 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
             first = queries.first(j)
 
             def one(n, step):
-                # alone, up and down by turns: what the last column used last, and the L2 cache still has, comes first
-                up = shared or lax.rem(number, 2) == 0
-                body(first + n if up is True else jnp.where(up, first + n, blocks - 1 - n), lax.rem(step, RING), step)
+                i = first + n
+                if not shared:  # up and down by turns: what the last column used last, and the L2 cache still has, comes first
+                    i = jnp.where(lax.rem(number, 2) == 0, i, blocks - 1 - n)
+                body(i, lax.rem(step, RING), step)
                 return step + 1
 
             return lax.fori_loop(0, blocks - first, one, step)
@@ -183,13 +193,14 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                 buffer = buffers * own_team + lax.rem(c.index, buffers) if shared else cta
                 if shared:
                     counts = visits.at[pl.ds(buffer * blocks, blocks)]
+
+                    def publish(i, visited):
+                        """Waits until all that this member added is in memory; where it visited block i, the next one may."""
+                        plgpu.wait_smem_to_gmem(0)
+                        pl.when(visited)(lambda: plgpu.semaphore_signal(counts.at[i], memory_scope="gpu"))
+
                 else:
                     plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added is there
-
-                def publish(i, some):
-                    """Waits until all that this member added is in memory; then the next one may add to block i."""
-                    plgpu.wait_smem_to_gmem(0)
-                    pl.when(some)(lambda: plgpu.semaphore_signal(counts.at[i], memory_scope="gpu"))
 
                 def add(i, slot, _):
                     own, place = lambda p: sums_ref.at[buffer, i, p], queries.place(i)
@@ -202,12 +213,12 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                             plgpu.copy_gmem_to_smem(own(p), sums_s.at[p], sums_full)
 
                     if shared:
-                        visited = lax.div(c.index, buffers) * (place + 1) + earlier
-                        # mostly the turn has come; where it has not, the next member hears of the block before first
-                        come = pieces.reached(counts.at[i], visited)
+                        done = lax.div(c.index, buffers) * (place + 1) + earlier  # visits, those of earlier heads too
+                        # mostly its turn has come by now; where it has not, it says that the block before is done, and waits
+                        come = pieces.reached(counts.at[i], done)
                         plgpu.barrier_wait(ds_full.at[slot])
                         publish(i - 1, i > first_block)
-                        wait = lambda: plgpu.semaphore_wait(counts.at[i], visited, decrement=False, memory_scope="gpu")
+                        wait = lambda: plgpu.semaphore_wait(counts.at[i], done, decrement=False, memory_scope="gpu")
                         pl.when(~come)(wait)
                         pieces.fence_memory()
                         pl.when(of_others)(fetch)
@@ -346,7 +357,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
             *[ring(2), ring(1)],  # dS
             ring(2, 1),  # sums of dQ
         ],
-        grid=(teams * size,),
+        grid=(teams * size,),  # a team's side by side: they start together
         grid_names=("cta",),
         num_threads=4,
         thread_name="warpgroup",

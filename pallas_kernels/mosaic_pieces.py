@@ -117,17 +117,18 @@ def fence():
     run()
 
 
-BY_THREAD = 4  # numbers that a thread stores at a time: 16 bytes
-
-
 def fence_memory():
-    """What other thread blocks did in the GPU's memory, and have said so, comes before what TMA does there from here on."""
+    """What other thread blocks did in the GPU's memory, before a semaphore that this thread has seen, comes before what TMA does
+    there for this thread from here on."""
 
     @plgpu.inline_mgpu()
-    def fence(_):
+    def run(_):
         utils.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
 
-    fence()
+    run()
+
+
+BY_THREAD = 4  # numbers that a thread stores at a time: 16 bytes
 
 
 def by_thread_shape(shape):

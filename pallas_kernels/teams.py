@@ -1,8 +1,8 @@
 """How several thread blocks, a team, share a head's columns of a triangle of blocks of queries and of keys.
 
-In a round each member takes one column, from the last keys to the first, there and back by turns: the last columns are short. A
-block of queries is visited by the column of every block of keys up to its own place. Visits are in the order of rounds, then of
-members, whatever the time they take.
+In a round each member takes one column, from the last keys to the first. Later columns are shorter, so that members take them in
+their own order and in the reverse by turns. A block of queries is visited by the column of every block of keys up to its place.
+Visits are in the order of rounds, then of members, whatever the time they take.
 """
 
 import functools
@@ -21,8 +21,8 @@ class Team:
         """A member's column in a round; negative in the last where there is none for it."""
         if self.size == 1:
             return self._columns - 1 - turn
-        back = turn % 2 == 1
-        return self._columns - 1 - turn * self.size - jnp.where(back, self.size - 1 - member, member)
+        reverse = turn % 2 == 1
+        return self._columns - 1 - turn * self.size - jnp.where(reverse, self.size - 1 - member, member)
 
     def rounds_of(self, member):
         if self.size == 1:
@@ -30,10 +30,11 @@ class Team:
         return self.rounds - jnp.where(self.column(self.rounds - 1, member) < 0, 1, 0)
 
     def before(self, turn, member, place):
-        """How many visits a block of queries at `place` gets before this member's in this round; `place` before the last."""
+        """How many visits a block of queries at `place` gets before this member's in this round: `place` for the last visit."""
         top = self._columns - 1 - turn * self.size
-        back = jnp.maximum(place - top, 0) + member - jnp.maximum(self.size - 1 - top, 0)
-        return jnp.where(turn % 2 == 1, back, place - self.column(turn, member))
+        idle = jnp.maximum(self.size - 1 - top, 0)  # the first members, in a last round that has no column for them
+        reverse = jnp.maximum(place - top, 0) + member - idle
+        return jnp.where(turn % 2 == 1, reverse, place - self.column(turn, member))
 
 
 LARGEST = 8  # of 11 and 14 none was faster
@@ -41,10 +42,11 @@ LARGEST = 8  # of 11 and 14 none was faster
 
 @functools.cache
 def best_size(heads: int, blocks: int, columns: int, sms: int) -> int:
-    """The size of team that takes the least time for so many heads, after what an H100 took at 256 to 16,384 tokens.
+    """The size of team that takes the least time for so many heads.
 
     A column takes a step for each block of queries that sees it and one to begin and end. Small teams have many heads under way,
-    which fall out of the L2 cache; large ones wait for their turns, unless columns are long.
+    which fall out of the L2 cache; large ones wait for their turns, unless columns are long. How much of either was fitted to an
+    H100's times at 256 to 16,384 tokens.
     """
 
     def time(size):
@@ -53,17 +55,24 @@ def best_size(heads: int, blocks: int, columns: int, sms: int) -> int:
 
     if blocks <= 8:
         return 1  # in training, on an H200, four took 5 % longer at 1,024 tokens
-    halves = columns > blocks  # the queries are two chunks, and most columns are seen by one
-    sizes = [size for size in range(1, LARGEST + 1) if size**2 <= (1 if halves else 2) * blocks]
+    chunks = columns > blocks  # two, so that many columns are seen by one alone
+    sizes = [size for size in range(1, LARGEST + 1) if size**2 <= (1 if chunks else 2) * blocks]
     return min((size for size in sizes if size <= sms), key=time)
 
 
-def busy(heads: int, size: int, sms: int) -> float:
-    """The share of the multiprocessors' time in which there is a head for them."""
+def filled(items: int, workers: int) -> float:
+    """The share of the time in which a worker that takes an item at a time has one."""
+    return items / (-(-items // workers) * workers)
+
+
+def busy(heads: int, size: int, blocks: int, columns: int, sms: int) -> float:
+    """The share of the multiprocessors' time in which there is a column for them."""
     teams = sms // size
-    return heads * size / (-(-heads // teams) * sms)
+    even = _longest(1, blocks, columns) / (size * _longest(size, blocks, columns))
+    return filled(heads, teams) * even * teams * size / sms
 
 
+@functools.cache
 def _longest(size: int, blocks: int, columns: int) -> float:
     """Steps of the member that has most to do."""
     work = [0.0] * size

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import attention_forward, attention_gradient
 from pallas_kernels.mosaic_pieces import multiprocessors
-from pallas_kernels.teams import busy
+from pallas_kernels.teams import filled
 from t6jax import parallel
 from t6jax.ops.on_gpu import on_hopper
 from t6jax.ops.precision import accumulator
@@ -116,8 +116,7 @@ class Kernels(NamedTuple):
     gradient: bool
 
 
-# Where all multiprocessors are busy to the end, our kernels take 0.6 to 0.9 of cuDNN's time.
-LEAST_FILL = 2 / 3
+LEAST_FILL = 2 / 3  # of the multiprocessors' time, with blocks of queries for the forward kernel
 
 
 def _spread(x: Array) -> bool:
@@ -131,11 +130,10 @@ def _kernels_that_pay(query: Array, key: Array, value: Array) -> Kernels:
     if _spread(query) or not on_hopper():
         return Kernels(False, False)
     (batch, tokens, heads, _), sms = query.shape, multiprocessors()
-    queries = batch * heads * -(-tokens // attention_forward.BLOCK)  # blocks of them
+    blocks = batch * heads * -(-tokens // attention_forward.BLOCK)
     return Kernels(
-        not attention_forward.unsupported(query, key, value) and busy(queries, 1, sms) >= LEAST_FILL,
-        not attention_gradient.unsupported(query, key, value)
-        and busy(batch * heads, attention_gradient.team_size(query, key, sms), sms) >= LEAST_FILL,
+        not attention_forward.unsupported(query, key, value) and filled(blocks, sms) >= LEAST_FILL,
+        not attention_gradient.unsupported(query, key, value) and attention_gradient.pays(query, key, sms),
     )
 
 

@@ -1,10 +1,14 @@
 """On an NVIDIA GPU: where devices split the sequence, each one's two chunks give its part of eq. 3.2 and of its gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.attention_forward import attention_forward
+from pallas_kernels.attention_gradient import attention_gradient
 from t6jax.ops import causal_attention
 from tests.gpu.test_attention_forward import exact
 from tests.gpu.test_attention_gradient import distances, draw, gradients
@@ -40,3 +44,21 @@ def test_the_chunks_of_all_devices_make_up_the_whole(shape, devices):
     # whose squares add up to about the whole's
     assert distances([jnp.concatenate(out, axis=1)], [want_out])[0] < 2 * eps / np.sqrt(12)
     assert max(distances([jnp.concatenate(dq, axis=1), *sums], want)) < 4 * eps / np.sqrt(12)
+
+
+@pytest.mark.parametrize("team", [2, 3, 5])
+@pytest.mark.parametrize("numbers", [(0, 5), (2, 3)])
+def test_any_number_of_multiprocessors_may_share_a_head(numbers, team):
+    """Chunks of four blocks of 24, columns that neither sees or both; five heads for two teams."""
+    query, _, _, grad = draw((1, 1024, 5), jnp.bfloat16)
+    _, key, value, _ = draw((1, 3072, 5), jnp.bfloat16)
+    numbers = jnp.array(numbers)
+    out, lse = attention_forward(query, key, value, numbers, scale=0.125)
+    gradient = lambda **options: jax.jit(functools.partial(attention_gradient, scale=0.125, **options))(
+        query, key, value, out, lse, grad, numbers
+    )
+    got, again = (gradient(sms=2 * team + 1, team=team) for _ in range(2))
+    # the same float32 sums in another order, few of which round to another bfloat16: a tenth of what rounding them all costs
+    want = [x.astype(jnp.float32) for x in gradient(team=1)]
+    assert max(distances(got, want)) < 0.1 * float(jnp.finfo(jnp.bfloat16).eps) / np.sqrt(12)
+    assert all((x == y).all() for x, y in zip(got, again, strict=True))

@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
 
 @pytest.mark.parametrize("team", range(1, LARGEST + 1))
 def test_any_number_of_multiprocessors_may_share_a_head(team):
-    """Eleven columns, which most teams do not divide; 14 heads for three teams."""
+    """Eleven columns, which most teams do not divide; 14 heads for three teams, or for four of one."""
     query, key, value, grad = draw((2, 1408, 7), jnp.bfloat16)
     want = gradients(exact, *(x.astype(jnp.float32) for x in (query, key, value, grad)), 0.125)
     out, lse = attention_forward(query, key, value, scale=0.125)

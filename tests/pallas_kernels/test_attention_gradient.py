@@ -28,7 +28,7 @@ def test_lowers_for_cuda(shape, dtype):
     assert "mosaic_gpu" in gradient.trace(*arrays(shape, dtype)).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("tokens, keys", [(512, 1024), (256, 2048), (768, 768)])
+@pytest.mark.parametrize("tokens, keys", [(512, 1024), (256, 2048), (768, 768), (4096, 16384)])
 def test_lowers_for_two_chunks_of_a_longer_sequence(tokens, keys):
     query, _, _, out, lse, grad = arrays((3, tokens, 47, 64))
     key = jax.ShapeDtypeStruct((3, keys, 47, 64), jnp.bfloat16)

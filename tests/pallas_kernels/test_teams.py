@@ -20,7 +20,7 @@ def test_every_column_is_taken_once_and_every_visit_has_its_place_in_one_order(s
 
 
 @pytest.mark.parametrize("size, columns", [(2, 8), (4, 8), (4, 16), (8, 64)])
-def test_the_work_of_members_is_the_same_where_columns_divide(size, columns):
+def test_the_work_of_members_is_the_same_where_rounds_come_in_pairs(size, columns):
     team = Team(size, columns)
     steps = [sum(columns - int(team.column(turn, m)) for turn in range(team.rounds)) for m in range(size)]
     assert len(set(steps)) == 1
@@ -31,11 +31,16 @@ def test_a_team_has_no_more_members_than_columns_or_multiprocessors():
         for columns in (blocks, 2 * blocks):
             size = best_size(heads, blocks, columns, sms)
             assert 1 <= size <= min(columns, sms, LARGEST)
-            assert 0 < busy(heads, size, sms) <= 1
+            assert 0 < busy(heads, size, blocks, columns, sms) <= 1
 
 
 def test_heads_are_shared_where_sequences_are_long():
     assert best_size(24 * 78, 8, 8, 132) == best_size(32 * 47, 4, 8, 132) == 1  # T6 XL; T6 medium, two chunks of 256
     for heads, tokens in ((12 * 78, 2048), (6 * 78, 4096), (47, 16384), (25, 16384)):
-        size = best_size(heads, tokens // 128, tokens // 128, 132)
-        assert size > 1 and busy(heads, size, 132) > 0.9
+        shape = tokens // 128, tokens // 128, 132
+        size = best_size(heads, *shape)
+        assert size > 1 and busy(heads, size, *shape) > 0.9
+
+
+def test_a_member_with_more_to_do_keeps_the_others_waiting():
+    assert busy(26, 5, 17, 17, 130) < 0.8 < busy(26, 5, 20, 20, 130)
