@@ -116,16 +116,19 @@ def joined(lines: Callable[[dict], Iterable[str]]) -> Callable[[dict], str]:
     return lambda record: "\n".join(lines(record))
 
 
-def beside_tokamax(record: dict) -> str:
+def attention_of(kept: Callable[[dict], bool]) -> Callable[[dict], str]:
+    """Those of a run's results that are to be shown."""
+    return lambda record: "\n".join(attention.table(record | {"results": [r for r in record["results"] if kept(r)]}))
+
+
+def beside_tokamax(result: dict) -> bool:
     """The one shape that tokamax was timed on, in a run from before there was a kernel of ours for the forward pass."""
-    results = [r for r in record["results"] if r["shape"] == "T6 XL" and r["name"] != attention.OURS[0]]
-    return "\n".join(attention.table(record | {"results": results}))
+    return result["shape"] == "T6 XL" and result["name"] != attention.OURS[0]
 
 
-def shared_heads(record: dict) -> str:
-    """The one shape of that run whose heads several multiprocessors share by default."""
-    results = [r for r in record["results"] if r["shape"] == "T6 XL, longer"]
-    return "\n".join(attention.table(record | {"results": results}))
+def shared_heads(result: dict) -> bool:
+    """What several multiprocessors shared in that run, beside cuDNN."""
+    return attention.SHAPES[result["shape"]][1] >= 1024 and result["name"] in attention.OURS
 
 
 DECODE, EVALUATION, TRAIN = (f"{name}_nvidia_h200.json" for name in ("decode", "evaluation", "train"))
@@ -143,8 +146,8 @@ TABLES = {
     "train kernels, cuDNN's gradient": (joined(train.kinds_table), CUDNN),
     "scaling": (scaling_table, "scaling_nvidia_h100_80gb_hbm3.json"),
     "attention": (joined(attention.table), "attention_nvidia_h200.json"),
-    "attention, shared heads": (shared_heads, "attention_teams_nvidia_h200.json"),
-    "attention, beside tokamax": (beside_tokamax, "attention_beside_tokamax_nvidia_h200.json"),
+    "attention, shared heads": (attention_of(shared_heads), "attention_teams_nvidia_h200.json"),
+    "attention, beside tokamax": (attention_of(beside_tokamax), "attention_beside_tokamax_nvidia_h200.json"),
 }
 FILES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("flash_tpa.md", "training_speed.md", "scaling.md"))]
 

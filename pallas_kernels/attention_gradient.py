@@ -39,14 +39,15 @@ BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
 DIM = 64
 RING = 2  # steps that a ring of buffers holds; of keys, columns
 REGISTERS = 208, 72, 24  # a thread's: of the warpgroups 0 and 1, of 2, of 3
-LEAST_BUSY = 2 / 3  # at 0.95 it takes 0.6 to 0.7 of cuDNN's time at 1,024 tokens
-LEAST_BUSY_SHARED = 0.8  # and at 0.95, from 2,048 tokens on, 0.67 to 0.87
+# Of the multiprocessors' time, below which cuDNN's gradient is as fast. Nearly full, the kernel takes 0.6 of its time with a head
+# each; where they share heads 0.72 at 2,048 tokens, and more beyond.
+LEAST_BUSY, LEAST_BUSY_SHARED = 2 / 3, 0.8
 TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
 PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
 
 
 class Column(NamedTuple):
-    """The keys j of sequence b and head h, the team's so-manyth (index), in a round."""
+    """The block of keys j, in a round (turn), of sequence b and head h, before which its team had `index` others."""
 
     index: Any
     b: Any

@@ -226,15 +226,11 @@ def any_above(values, limit):
 
     @plgpu.inline_mgpu(arg_types=(ROW,), return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR))
     def run(_, values):
-        i1, i32 = [ir.IntegerType.get_signless(n) for n in (1, 32)]
+        i32 = ir.IntegerType.get_signless(32)
         numbers = [vector.extract(r, [], [k]) for r in values.registers.flat for k in range(ir.VectorType(r.type).shape[0])]
         bound = arith.constant(numbers[0].type, limit)
         above = [arith.cmpf(arith.CmpFPredicate.OGE, x, bound) for x in numbers]
-        own = arith.extui(i32, functools.reduce(arith.ori, above))
-        barrier = utils.warpgroup_barrier_idx(sync=False)
-        vote = "{ .reg .pred p, q; setp.ne.u32 p, $1, 0; barrier.cta.red.or.pred.aligned q, $2, 128, p; selp.u32 $0, 1, 0, q; }"
-        found = utils.inline_ptx(vote, own, barrier, result_types=i32, has_side_effects=True, convergent=True)
-        return mgpu.FragmentedArray.splat(arith.trunci(i1, found), (), is_signed=False)
+        return _vote("or", "setp.ne.u32 p, $1, 0;", arith.extui(i32, functools.reduce(arith.ori, above)))
 
     return run(values)
 
@@ -244,17 +240,22 @@ def reached(count, value):
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR), return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR))
     def run(_, count, value):
-        i1, i32 = [ir.IntegerType.get_signless(n) for n in (1, 32)]
-        look = utils.inline_ptx(
-            "ld.acquire.gpu.global.u32 $0, [$1];", utils.memref_ptr(count), result_types=i32, has_side_effects=True
-        )
-        barrier = utils.warpgroup_barrier_idx(sync=False)
-        vote = "{ .reg .pred p, q; setp.ge.s32 p, $1, $2; barrier.cta.red.and.pred.aligned q, $3, 128, p; selp.u32 $0, 1, 0, q; }"
-        operands = look, value.registers.item(), barrier
-        found = utils.inline_ptx(vote, *operands, result_types=i32, has_side_effects=True, convergent=True)
-        return mgpu.FragmentedArray.splat(arith.trunci(i1, found), (), is_signed=False)
+        i32 = ir.IntegerType.get_signless(32)
+        look = "ld.acquire.gpu.global.u32 $0, [$1];"
+        seen = utils.inline_ptx(look, utils.memref_ptr(count), result_types=i32, has_side_effects=True)
+        return _vote("and", "setp.ge.s32 p, $1, $2;", seen, value.registers.item())
 
     return run(count, value)
+
+
+def _vote(kind, set_p, *operands):
+    """What the warpgroup's threads find together ("and", "or"), each by an instruction that sets p from its operands $1, ..."""
+    i1, i32 = [ir.IntegerType.get_signless(n) for n in (1, 32)]
+    barrier = utils.warpgroup_barrier_idx(sync=False)
+    meet = f"barrier.cta.red.{kind}.pred.aligned q, ${len(operands) + 1}, 128, p; selp.u32 $0, 1, 0, q;"
+    ptx = f"{{ .reg .pred p, q; {set_p} {meet} }}"
+    found = utils.inline_ptx(ptx, *operands, barrier, result_types=i32, has_side_effects=True, convergent=True)
+    return mgpu.FragmentedArray.splat(arith.trunci(i1, found), (), is_signed=False)
 
 
 def scalar(body):
