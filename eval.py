@@ -1,8 +1,9 @@
 """How good a checkpoint is.
 
-python eval.py --ckpt=DIR [--data=FOLDER] [--batches=N]      validation loss, perplexity, bits a byte
-python eval.py --ckpt=DIR --bpb=TEXTS                        bits a byte of any text, by sliding windows
-python eval.py --ckpt=DIR [--ckpt=DIR ...] --tasks=paper     the paper's benchmarks, by lm-evaluation-harness
+python eval.py --ckpt=DIR [--data=FOLDER] [--batches=N]      validation loss, perplexity, bits a
+byte python eval.py --ckpt=DIR --bpb=TEXTS                        bits a byte of any text, by
+sliding windows python eval.py --ckpt=DIR [--ckpt=DIR ...] --tasks=paper     the paper's benchmarks,
+by lm-evaluation-harness
 """
 
 from absl import flags
@@ -12,26 +13,58 @@ from t6jax.programs.command_line import run
 CKPT = flags.DEFINE_multi_string(
     "ckpt",
     None,
-    "A run's directory, or one step's: RUN/checkpoints/STEP; given several times with --tasks, a row each.",
+    "A run's directory, or one step's: RUN/checkpoints/STEP; given several times with --tasks, a "
+    "row each.",
     required=True,
 )
-DATA = flags.DEFINE_string("data", None, "Token shards, or a text file or folder; default the run's own validation data.")
-BATCHES = flags.DEFINE_integer("batches", None, "Batches to take, drawn evenly; default all of the validation data.", 1)
+DATA = flags.DEFINE_string(
+    "data", None, "Token shards, or a text file or folder; default the run's own validation data."
+)
+BATCHES = flags.DEFINE_integer(
+    "batches", None, "Batches to take, drawn evenly; default all of the validation data.", 1
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Sequences a batch.", 1)
-BPB = flags.DEFINE_string("bpb", None, "A text file, or a folder of them: bits a byte of all of it.")
-STRIDE = flags.DEFINE_integer("stride", None, "Tokens that a window of --bpb moves by; default half of the model's window.", 1)
-TASKS = flags.DEFINE_list("tasks", None, "Tasks of lm-evaluation-harness; paper: those of the paper's tables.")
-PAPER_ROW = flags.DEFINE_string("paper_row", None, "A row of the paper to print beneath, by its config's name: medium/tpa.")
+BPB = flags.DEFINE_string(
+    "bpb", None, "A text file, or a folder of them: bits a byte of all of it."
+)
+STRIDE = flags.DEFINE_integer(
+    "stride", None, "Tokens that a window of --bpb moves by; default half of the model's window.", 1
+)
+TASKS = flags.DEFINE_list(
+    "tasks", None, "Tasks of lm-evaluation-harness; paper: those of the paper's tables."
+)
+PAPER_ROW = flags.DEFINE_string(
+    "paper_row", None, "A row of the paper to print beneath, by its config's name: medium/tpa."
+)
 # with --tasks, by the harness's own names
-NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; default the task's own number.", 0)
-LIMIT = flags.DEFINE_float("limit", None, "Questions of each task to take, or, below 1, the part of them: to try things out.", 0)
+NUM_FEWSHOT = flags.DEFINE_integer(
+    "num_fewshot", None, "Examples before each question; default the task's own number.", 0
+)
+LIMIT = flags.DEFINE_float(
+    "limit",
+    None,
+    "Questions of each task to take, or, below 1, the part of them: to try things out.",
+    0,
+)
 INCLUDE_PATH = flags.DEFINE_string("include_path", None, "A folder with YAML tasks of your own.")
-OUTPUT_PATH = flags.DEFINE_string("output_path", None, "Where the results go; default the run's directory, evaluation/.")
-LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Write every question and answer beside the results.")
-USE_CACHE = flags.DEFINE_bool("use_cache", False, "Keep the model's answers, and take those that are kept, in evaluation/.")
-CACHE_REQUESTS = flags.DEFINE_bool("cache_requests", False, "Keep the requests that the tasks are made into.")
-GEN_KWARGS = flags.DEFINE_string("gen_kwargs", None, "Of generations: temperature=0.8,max_gen_toks=64 and the like.")
-APPLY_CHAT_TEMPLATE = flags.DEFINE_bool("apply_chat_template", False, "Refused: these are no chat models.")
+OUTPUT_PATH = flags.DEFINE_string(
+    "output_path", None, "Where the results go; default the run's directory, evaluation/."
+)
+LOG_SAMPLES = flags.DEFINE_bool(
+    "log_samples", False, "Write every question and answer beside the results."
+)
+USE_CACHE = flags.DEFINE_bool(
+    "use_cache", False, "Keep the model's answers, and take those that are kept, in evaluation/."
+)
+CACHE_REQUESTS = flags.DEFINE_bool(
+    "cache_requests", False, "Keep the requests that the tasks are made into."
+)
+GEN_KWARGS = flags.DEFINE_string(
+    "gen_kwargs", None, "Of generations: temperature=0.8,max_gen_toks=64 and the like."
+)
+APPLY_CHAT_TEMPLATE = flags.DEFINE_bool(
+    "apply_chat_template", False, "Refused: these are no chat models."
+)
 
 
 def main(argv):

@@ -1,22 +1,35 @@
-"""Continues a text. usage: python generate.py --ckpt=DIR [--prompt="..."]; without --prompt, from standard input"""
+"""Continues a text. usage: python generate.py --ckpt=DIR [--prompt="..."]; without --prompt, from
+standard input
+"""
 
 from absl import flags
 
 from t6jax.programs.command_line import run
 
-CKPT = flags.DEFINE_string("ckpt", None, "A run's directory, or one step's: RUN/checkpoints/STEP.", required=True)
+CKPT = flags.DEFINE_string(
+    "ckpt", None, "A run's directory, or one step's: RUN/checkpoints/STEP.", required=True
+)
 PROMPT = flags.DEFINE_string("prompt", None, "The text to continue; default standard input.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "Tokens to add at most.", 1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the softmax that tokens are drawn from; 0: the likeliest.", 0.0)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.8, "Of the softmax that tokens are drawn from; 0: the likeliest.", 0.0
+)
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among the k likeliest tokens; 0: all.", 0)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw among the likeliest tokens that together reach this probability.", 0.0, 1.0)
+TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Draw among the likeliest tokens that together reach this probability.", 0.0, 1.0
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main(argv):
     from t6jax.programs.generation import generate_program
 
-    sampling = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "seed": SEED.value}
+    sampling = {
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "seed": SEED.value,
+    }
     return generate_program(CKPT.value, PROMPT.value, MAX_NEW_TOKENS.value, **sampling)
 
 

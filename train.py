@@ -1,17 +1,31 @@
-"""Pretraining. usage: python train.py --config=configs/FILE.py [--workdir=DIR] [--config.KEY=VALUE ...] [--dry_run]"""
+"""Pretraining. usage: python train.py --config=configs/FILE.py [--workdir=DIR] [--config.KEY=VALUE
+...] [--dry_run]
+"""
 
 from absl import flags
 from ml_collections import config_flags
 
 from t6jax.programs.command_line import run
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; default runs/<name of the config file>.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a file of configs/.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's directory; default runs/<name of the config file>."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run is and needs, and stop.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process of several, if no launcher sets it.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together, if no launcher sets it.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, if no launcher sets it.")
-DEAD_AFTER = flags.DEFINE_integer("dead_after", 60, "Seconds without a sign of a process until the others end.", lower_bound=1)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process of several, if no launcher sets it."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes train together, if no launcher sets it."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0, if no launcher sets it."
+)
+DEAD_AFTER = flags.DEFINE_integer(
+    "dead_after", 60, "Seconds without a sign of a process until the others end.", lower_bound=1
+)
 flags.mark_flag_as_required("config")
 
 

@@ -1,12 +1,15 @@
-"""Causal attention over whole sequences, forward and backward: which implementation is fastest for the trained shapes?
+"""Causal attention over whole sequences, forward and backward: which implementation is fastest for
+the trained shapes?
 
     python -m benchmarks.attention [--out=benchmarks/results]
 
-`t6jax.ops.causal_attention`, with the kernels of ours that it takes for the shape; cuDNN's flash attention; and, for T6 XL's
-shape, the Pallas Mosaic GPU attention that comes with JAX (float16 alone, and forward alone: its backward pass takes no
-causal mask) and tokamax's, where it is installed, with its own choice of blocks and with others. Each is first held against the
-formula. Times are the GPU's, from the profiler, everything counted that a call launches; operations are those of the causal
-half, 2 products forward and 5 backward. Writes attention_<gpu>.json and prints a table.
+`t6jax.ops.attention`, with the kernels of ours that it takes for the shape; cuDNN's flash
+attention; and, for T6 XL's shape, the Pallas Mosaic GPU attention that comes with JAX (float16
+alone, and forward alone: its backward pass takes no causal mask) and tokamax's, where it is
+installed, with its own choice of blocks and with others. Each is first held against the formula.
+Times are the GPU's, from the profiler, everything counted that a call launches; operations are
+those of the causal half, 2 products forward and 5 backward. Writes attention_<gpu>.json and prints
+a table.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from jax.experimental.pallas.ops.gpu import attention_mgpu
 
 from benchmarks.device_time import device_seconds
 from benchmarks.record import add_arguments, provenance, write
-from t6jax.ops.causal_attention import causal_attention
+from t6jax.ops.attention import causal_attention
 
 # name: rows, tokens, heads, features
 SHAPES = {
@@ -47,19 +50,29 @@ def formula(q, k, v):
 
 def jax_mosaic(block_q, block_kv, steps):
     # it scales nothing
-    config = attention_mgpu.TuningConfig(block_q=block_q, block_kv=block_kv, max_concurrent_steps=steps, causal=True)
+    config = attention_mgpu.TuningConfig(
+        block_q=block_q, block_kv=block_kv, max_concurrent_steps=steps, causal=True
+    )
     return lambda q, k, v: attention_mgpu.attention(q * q.shape[-1] ** -0.5, k, v, config)
 
 
 def tokamax(forward=None, backward=None):
-    """forward: block_q, block_kv, num_stages; backward: block_q, block_kv, num_stages, compute_wgs; None: its own choice."""
-    from tokamax._src.ops.attention import pallas_mosaic_gpu, pallas_mosaic_gpu_kernel_sm90, pallas_mosaic_gpu_vjp
+    """forward: block_q, block_kv, num_stages; backward: block_q, block_kv, num_stages, compute_wgs;
+    None: its own choice.
+    """
+    from tokamax._src.ops.attention import (
+        pallas_mosaic_gpu,
+        pallas_mosaic_gpu_kernel_sm90,
+        pallas_mosaic_gpu_vjp,
+    )
     from tokamax._src.ops.attention.pallas_mosaic_gpu_vjp_common import Config
 
     options, vjp_options = {}, {}
     if forward:
         q, kv, stages = forward
-        options["config"] = pallas_mosaic_gpu_kernel_sm90.Config(block_q=q, block_kv=kv, num_stages=stages)
+        options["config"] = pallas_mosaic_gpu_kernel_sm90.Config(
+            block_q=q, block_kv=kv, num_stages=stages
+        )
     if backward:
         q, kv, stages, groups = backward
         blocks = dict(block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
@@ -83,15 +96,24 @@ def candidates(shape):
         ((64, 64, 2, 1), (64, 128, 2, 2), (128, 64, 2, 2), (64, 64, 3, 2)),
         strict=True,
     ):
-        yield f"tokamax {forward}, {backward}", functools.partial(tokamax, forward, backward), jnp.bfloat16, True
+        yield (
+            f"tokamax {forward}, {backward}",
+            functools.partial(tokamax, forward, backward),
+            jnp.bfloat16,
+            True,
+        )
 
 
 def draw(shape, seed, dtype):
-    return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(seed), 4)]
+    return [
+        jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(seed), 4)
+    ]
 
 
 def both(f, shape, dtype, *, backward):
-    """Result and gradients of f, on inputs of this shape but few rows: enough for every multiprocessor to have a head."""
+    """Result and gradients of f, on inputs of this shape but few rows: enough for every
+    multiprocessor to have a head.
+    """
     *inputs, grad = draw((5, *shape[1:]), 0, dtype)
 
     @jax.jit
@@ -131,8 +153,13 @@ def measure(make, shape, dtype, *, backward):
 
 
 def table(record):
-    yield f"{record['device']}, {record['date']}, JAX {record['jax']}; rows, tokens, heads, features: " + "; ".join(
-        f"{name} {SHAPES[name]}" for name in dict.fromkeys(r["shape"] for r in record["results"])
+    yield (
+        f"{record['device']}, {record['date']}, JAX {record['jax']}; rows, tokens, heads, "
+        "features: "
+        + "; ".join(
+            f"{name} {SHAPES[name]}"
+            for name in dict.fromkeys(r["shape"] for r in record["results"])
+        )
     )
     yield ""
     yield "| shape | implementation | forward us | TFLOP/s | backward us | TFLOP/s | error |"
@@ -153,18 +180,24 @@ def table(record):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     add_arguments(parser)
     args = parser.parse_args()
     if jax.default_backend() != "gpu":
         parser.error("this needs an NVIDIA GPU")
-    record = provenance("benchmarks.attention", jax.devices()[0].device_kind, args.commit) | {"results": []}
+    record = provenance("benchmarks.attention", jax.devices()[0].device_kind, args.commit) | {
+        "results": []
+    }
     for name in args.shapes:
         for candidate, make, dtype, backward in candidates(name):
             try:
                 result = measure(make, SHAPES[name], dtype, backward=backward)
-            except Exception as e:  # whatever another library's kernel says to a shape or a choice of blocks
+            except (
+                Exception
+            ) as e:  # whatever another library's kernel says to a shape or a choice of blocks
                 if candidate in OURS:
                     raise
                 result = {"failed": f"{type(e).__name__}: {e}".splitlines()[0][:200]}

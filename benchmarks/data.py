@@ -1,10 +1,12 @@
 """How fast text becomes shards and shards become batches, and how long training waits for them.
 
-    python -m benchmarks.data [--ranks=FILE.tiktoken] [--megabytes=240] [--repeats=5] [--out=benchmarks/results]
+    python -m benchmarks.data [--ranks=FILE.tiktoken] [--megabytes=240] [--repeats=5]
+    [--out=benchmarks/results]
 
-Writes data_<device>.json and prints it. The text is Python code and documentation found on this machine. What is compared is
-measured in turns in one run, so that other work on the machine meets both; medians are reported. Starting processes counts for
-preparing, and not for the tokenizer alone: with little text for each core (--megabytes) it is most of the difference.
+Writes data_<device>.json and prints it. The text is Python code and documentation found on this
+machine. What is compared is measured in turns in one run, so that other work on the machine meets
+both; medians are reported. Starting processes counts for preparing, and not for the tokenizer
+alone: with little text for each core (--megabytes) it is most of the difference.
 """
 
 import argparse
@@ -67,7 +69,9 @@ def _encode(share: list[str]) -> float:
 
 
 def tokenizing(found: list[str], ranks: str, repeats: int, scratch: pathlib.Path) -> dict:
-    """Text a second of the whole of prepare, process start and all, beside tiktoken's on text that is in memory."""
+    """Text a second of the whole of prepare, process start and all, beside tiktoken's on text that
+    is in memory.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -79,18 +83,32 @@ def tokenizing(found: list[str], ranks: str, repeats: int, scratch: pathlib.Path
     with spawn.Pool(CORES, _load, (ranks, spawn.Barrier(CORES))) as pool:
         for turn in range(repeats):
             out = scratch / f"shards-{turn}"
-            flags = [f"--source={scratch / 'source.parquet'}", f"--out={out}", f"--tokenizer={ranks}", f"--workers={CORES}"]
+            flags = [
+                f"--source={scratch / 'source.parquet'}",
+                f"--out={out}",
+                f"--tokenizer={ranks}",
+                f"--workers={CORES}",
+            ]
             flags.append("--unit_bytes=4000000")  # as many units for each core as a large set has
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "t6jax.data.prepare", *flags], cwd=ROOT, check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-m", "t6jax.data.prepare", *flags],
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+            )
             seconds["prepare"].append(time.perf_counter() - began)
             began = time.perf_counter()
             encoding.encode_ordinary_batch(found, num_threads=CORES)
             seconds["tiktoken_threads"].append(time.perf_counter() - began)
             # every n-th document to each process, begun together: the last to end counts
-            seconds["tiktoken_processes"].append(max(pool.map(_encode, [found[i::CORES] for i in range(CORES)], 1)))
+            seconds["tiktoken_processes"].append(
+                max(pool.map(_encode, [found[i::CORES] for i in range(CORES)], 1))
+            )
     rates = {name: [size / s / 1e6 for s in taken] for name, taken in seconds.items()}
-    ratio = lambda other: statistics.median(a / b for a, b in zip(rates["prepare"], rates[other], strict=True))
+    ratio = lambda other: statistics.median(
+        a / b for a, b in zip(rates["prepare"], rates[other], strict=True)
+    )
     return {
         "cores": CORES,
         "megabytes": size / 1e6,
@@ -103,12 +121,20 @@ def tokenizing(found: list[str], ranks: str, repeats: int, scratch: pathlib.Path
 
 
 def loading(folder: pathlib.Path, repeats: int) -> dict:
-    """Tokens a second out of one process, and its CPU seconds a second; and the waits of a consumer of a fixed pace."""
+    """Tokens a second out of one process, and its CPU seconds a second; and the waits of a consumer
+    of a fixed pace.
+    """
     from t6jax.data.batches import training_batches
 
     windows = {"batch_size": 32, "context_length": T, "vocab_size": 50304, "seed": 0}
-    kinds = {"shuffled": {}, "with_replacement": {"with_replacement": True}, "2_worker_processes": {"num_workers": 2}}
-    taken = {name: training_batches(folder, **windows, **options) for name, options in kinds.items()}
+    kinds = {
+        "shuffled": {},
+        "with_replacement": {"with_replacement": True},
+        "2_worker_processes": {"num_workers": 2},
+    }
+    taken = {
+        name: training_batches(folder, **windows, **options) for name, options in kinds.items()
+    }
     for batches in taken.values():
         next(batches)
     rates, cpu = {name: [] for name in kinds}, {name: [] for name in kinds}
@@ -159,7 +185,9 @@ print(imported, time.time(), memory)
 
 
 def startup(scratch: pathlib.Path, repeats: int, shards: int = 1000, tokens: int = 10**8) -> dict:
-    """Seconds from the start of a process to its first batch of a set of 10^11 tokens, in sparse files, and its memory."""
+    """Seconds from the start of a process to its first batch of a set of 10^11 tokens, in sparse
+    files, and its memory.
+    """
     folder = scratch / "sparse"
     folder.mkdir()
     header = np.zeros(HEADER_INTS, "<i4")
@@ -172,7 +200,10 @@ def startup(scratch: pathlib.Path, repeats: int, shards: int = 1000, tokens: int
             f.write(header.tobytes())
             f.truncate(1024 + 2 * tokens)
         listed[split].append({"file": path.name, "tokens": tokens})
-    splits = {split: {"documents": 0, "bytes": 0, "tokens": tokens * len(s), "shards": s} for split, s in listed.items()}
+    splits = {
+        split: {"documents": 0, "bytes": 0, "tokens": tokens * len(s), "shards": s}
+        for split, s in listed.items()
+    }
     manifest = {"tokenizer": GPT2, "vocab_size": 50257, "document_start": 50256, **splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     results = []
@@ -207,12 +238,20 @@ train(config.to_dict(), sys.argv[2])
 def training(folder: pathlib.Path, ranks: str, scratch: pathlib.Path) -> dict:
     """The fraction of the time between steps that a training run waits for its data."""
     workdir = scratch / "run"
-    subprocess.run([sys.executable, "-c", TRAINING, str(folder), str(workdir), ranks], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", TRAINING, str(folder), str(workdir), ranks],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "train_loss" in line][1:]  # the first holds the start
     config = json.loads((workdir / "config.json").read_text())
     return {
-        "model": {key: config["model"][key] for key in ("num_layers", "d_model", "context_length", "vocab_size")},
+        "model": {
+            key: config["model"][key]
+            for key in ("num_layers", "d_model", "context_length", "vocab_size")
+        },
         "batch_size": config["batch_size"],
         "steps": lines[-1]["step"],
         "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
@@ -224,20 +263,30 @@ def training(folder: pathlib.Path, ranks: str, scratch: pathlib.Path) -> dict:
 def device() -> str:
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        return subprocess.run(
+            query, capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return f"cpu-{CORES}-cores"
 
 
 def processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", default=GPT2, help="gpt2, or a .tiktoken file with its ranks")
-    parser.add_argument("--megabytes", type=float, default=240, help="of text to tokenize, a quarter of it four times")
+    parser.add_argument(
+        "--megabytes",
+        type=float,
+        default=240,
+        help="of text to tokenize, a quarter of it four times",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     add_arguments(parser)
     args = parser.parse_args()
@@ -246,14 +295,22 @@ def main() -> None:
     result = provenance("benchmarks.data", device(), args.commit) | {
         "processor": processor(),
         "load_average_at_start": os.getloadavg()[0],
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in libraries},
     }
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         found = texts(args.megabytes / COPIES) * COPIES
         result["tokenizing"] = tokenizing(found, ranks, args.repeats, scratch)
         shards = scratch / "loading"
-        prepare(str(scratch / "source.parquet"), shards, ranks, 0.01, shard_tokens=4_000_000, workers=CORES)
+        prepare(
+            str(scratch / "source.parquet"),
+            shards,
+            ranks,
+            0.01,
+            shard_tokens=4_000_000,
+            workers=CORES,
+        )
         result["loading"] = loading(shards, args.repeats)
         result["startup"] = startup(scratch, args.repeats)
         result["training"] = training(shards, ranks, scratch)

@@ -1,5 +1,5 @@
-"""What benchmarks.decode times beside its grid: ragged batches, several new tokens, appending, the paper's smaller caches, and
-how near short calls come to a pair of kernels that do nothing."""
+"""What benchmarks.decode times beside its grid: ragged batches, several new tokens, appending, the
+paper's smaller caches, and how near short calls come to a pair of kernels that do nothing."""
 
 import functools
 
@@ -10,8 +10,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.device_time import device_seconds
-from pallas_kernels import flash_tpa, tpa_cache
-from pallas_kernels.tpa_cache import CacheLayout, Rotation
+from pallas_kernels.decode import cache_layout, flash_tpa
+from pallas_kernels.decode.cache_layout import CacheLayout, Rotation
 
 PAPER, XL = CacheLayout(32, 1, 1, 64, 64), CacheLayout(78, 2, 2, 64, 64)
 RANKS = {PAPER: 16, XL: 6}
@@ -25,10 +25,16 @@ def normal(seed, *shape):
 
 def make(layout, batch, capacity, new_tokens=1, rank_q=6):
     """(query, caches, what a decode needs beside them)."""
-    query = normal(0, batch, new_tokens, rank_q, layout.heads), normal(1, batch, new_tokens, rank_q, layout.dim_k)
+    query = (
+        normal(0, batch, new_tokens, rank_q, layout.heads),
+        normal(1, batch, new_tokens, rank_q, layout.dim_k),
+    )
     options = {}
     if not layout.stores_a:
-        options["a"] = normal(2, layout.rank_k, layout.heads), normal(3, layout.rank_v, layout.heads)
+        options["a"] = (
+            normal(2, layout.rank_k, layout.heads),
+            normal(3, layout.rank_v, layout.heads),
+        )
     if not layout.stores_b:
         options["b"] = normal(4, capacity, layout.b_width)
     return query, [normal(5 + i, batch, capacity, layout.width) for i in range(COPIES)], options
@@ -40,7 +46,10 @@ def times(layout, batch, capacity, lengths, new_tokens=1, rank_q=6, **static):
     decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout, **static))
     arrays = {name: jnp.asarray(x, jnp.int32) for name, x in lengths.items()}
     return device_seconds(
-        {name: [lambda c=c, x=x: decode(query, c, x, **options) for c in caches * 2] for name, x in arrays.items()}
+        {
+            name: [lambda c=c, x=x: decode(query, c, x, **options) for c in caches * 2]
+            for name, x in arrays.items()
+        }
     )
 
 
@@ -49,8 +58,13 @@ def ragged():
     lengths = np.geomspace(2**10, 2**17, 16).astype(int) // 64 * 64
     mean = int(lengths.sum()) // 16
     for layout in (PAPER, XL):
-        seconds = times(layout, 16, 2**17, {"ragged": lengths, "even": np.full(16, mean)}, rank_q=RANKS[layout])
-        for name, what in (("ragged", "16 sequences, 2^10 to 2^17 tokens"), ("even", f"16 sequences of {mean} tokens")):
+        seconds = times(
+            layout, 16, 2**17, {"ragged": lengths, "even": np.full(16, mean)}, rank_q=RANKS[layout]
+        )
+        for name, what in (
+            ("ragged", "16 sequences, 2^10 to 2^17 tokens"),
+            ("even", f"16 sequences of {mean} tokens"),
+        ):
             size = 2 * int(lengths.sum()) * layout.useful_width
             yield dict(case=f"{NAMES[layout]}: {what}", seconds=seconds[name], useful_bytes=size)
 
@@ -60,7 +74,9 @@ def new_tokens():
         for new in some:
             seconds = times(layout, 16, 2**16, {0: np.full(16, 2**16)}, new, RANKS[layout])[0]
             what = f"{NAMES[layout]}: N = {new} new tokens, 16 sequences of 2^16"
-            yield dict(case=what, seconds=seconds, useful_bytes=2 * 16 * 2**16 * layout.useful_width)
+            yield dict(
+                case=what, seconds=seconds, useful_bytes=2 * 16 * 2**16 * layout.useful_width
+            )
 
 
 def appending():
@@ -68,7 +84,7 @@ def appending():
     for layout in (PAPER, XL):
         caches = [normal(i, 16, 2**14, layout.width) for i in range(COPIES)]
         new, lengths = normal(9, 16, 1, layout.width), jnp.arange(16, dtype=jnp.int32) * 1000
-        append = jax.jit(tpa_cache.append, donate_argnums=0)
+        append = jax.jit(cache_layout.append, donate_argnums=0)
 
         def call(i, caches=caches, new=new, lengths=lengths, append=append):
             caches[i] = append(caches[i], new, lengths)
@@ -77,13 +93,21 @@ def appending():
         addresses = {c.unsafe_buffer_pointer() for c in caches}
         seconds = device_seconds({0: [functools.partial(call, i) for i in range(COPIES)]})[0]
         assert {c.unsafe_buffer_pointer() for c in caches} == addresses, "appending copied a cache"
-        yield dict(case=f"{NAMES[layout]}: appending a token to each of 16 sequences", seconds=seconds, useful_bytes=0)
+        yield dict(
+            case=f"{NAMES[layout]}: appending a token to each of 16 sequences",
+            seconds=seconds,
+            useful_bytes=0,
+        )
 
 
 def variants():
     """Appendix I on H = 47, R = 6, 2, 2: what a smaller cache saves."""
     sizes = dict(heads=47, rank_k=2, rank_v=2, dim_k=64, dim_v=64)
-    turn = Rotation(tuple(float(x) for x in np.float32(10000.0) ** (-np.arange(0, 64, 2, dtype=np.float32) / 64)))
+    turn = Rotation(
+        tuple(
+            float(x) for x in np.float32(10000.0) ** (-np.arange(0, 64, 2, dtype=np.float32) / 64)
+        )
+    )
     kinds = {
         "all factors": (CacheLayout(**sizes), {}),
         "shared B, rotated when read": (CacheLayout(**sizes, shared_b=True), dict(rotation=turn)),
@@ -97,7 +121,9 @@ def variants():
 
 
 def short():
-    """Short calls beside a pair of kernels of the same sizes that do nothing, the second launched while the first runs."""
+    """Short calls beside a pair of kernels of the same sizes that do nothing, the second launched
+    while the first runs.
+    """
     pair = empty_pair(blocks=2 * 132, merging=128)
     numbers = [jnp.full((1,), i, jnp.int32) for i in range(8)]
     seconds = device_seconds({0: [functools.partial(pair, x) for x in numbers]})[0]
@@ -106,7 +132,11 @@ def short():
         lengths = {length: np.full(batch, length) for length in (64, 2**10)}
         for length, seconds in times(PAPER, batch, 2**12, lengths, rank_q=16).items():
             size = 2 * batch * length * PAPER.useful_width
-            yield dict(case=f"{NAMES[PAPER]}: B = {batch}, {length} tokens", seconds=seconds, useful_bytes=size)
+            yield dict(
+                case=f"{NAMES[PAPER]}: B = {batch}, {length} tokens",
+                seconds=seconds,
+                useful_bytes=size,
+            )
 
 
 def empty_pair(blocks, merging):
@@ -138,7 +168,11 @@ def empty_pair(blocks, merging):
         )
 
     ring = [plgpu.SMEM((96 * 1024,), jnp.int8)]
-    return jax.jit(lambda x: kernel(second, merging, "empty_second")(kernel(first, blocks, "empty_first", scratch_types=ring)(x)))
+    return jax.jit(
+        lambda x: kernel(second, merging, "empty_second")(
+            kernel(first, blocks, "empty_first", scratch_types=ring)(x)
+        )
+    )
 
 
 def measure():

@@ -42,11 +42,12 @@ def wait_a_while():
 
 
 def device_seconds(calls, repeats=2):
-    """The time in which a kernel of the calls runs, divided by their number: the best of the repeats, for each list of calls.
+    """The time in which a kernel of the calls runs, divided by their number: the best of the
+    repeats, for each list of calls.
 
-    calls: {name: list of functions without arguments}. The functions of a list should differ in their data, together larger
-    than the L2 cache. The GPU sleeps before each list, so that the host is ahead when the list's turn comes and kernels follow
-    one another as they do in a model.
+    calls: {name: list of functions without arguments}. The functions of a list should differ in
+    their data, together larger than the L2 cache. The GPU sleeps before each list, so that the host
+    is ahead when the list's turn comes and kernels follow one another as they do in a model.
     """
     for functions in calls.values():
         jax.block_until_ready([f() for f in functions])
@@ -76,7 +77,9 @@ def device_seconds(calls, repeats=2):
 
 def read_bandwidth(gigabytes=8):
     """Bytes a second of reading a large array once and writing next to nothing."""
-    arrays = [jax.random.normal(jax.random.key(i), (gigabytes * 2**28,), jnp.float32) for i in range(2)]
+    arrays = [
+        jax.random.normal(jax.random.key(i), (gigabytes * 2**28,), jnp.float32) for i in range(2)
+    ]
     total = jax.jit(jnp.sum)
     seconds = device_seconds({"sum": [lambda x=x: total(x) for x in arrays * 3]})["sum"]
     return arrays[0].nbytes / seconds

@@ -1,13 +1,17 @@
-"""How many of HellaSwag's requests a second are scored, beside the harness's own Hugging Face model of the same size.
+"""How many of HellaSwag's requests a second are scored, beside the harness's own Hugging Face model
+of the same size.
 
-    python -m benchmarks.evaluation [--config=configs/xl_tpa.py] [--documents=10000] [--peer_documents=N] [--commit=HASH]
+    python -m benchmarks.evaluation [--config=configs/xl_tpa.py] [--documents=10000]
+    [--peer_documents=N] [--commit=HASH]
 
-Writes evaluation_<gpu>.json and prints it. A document is a context of 40 to 120 tokens with 4 continuations of 10 to 30, all
-drawn at random; weights are random, bfloat16. The peer is a Llama with the model's layers, width and heads of 64, batch size
-auto; its MLP is as wide as matrix products run fastest at. It needs PyTorch and transformers; where it is given fewer documents,
-its rate is theirs. Each goes through its _loglikelihood_tokens, in a process of its own, and is timed once warm: the peer behind
-its first 100 documents, ours, which compiles for the whole of an evaluation, the second time. The scores of some requests are
-also held against a forward pass over each alone.
+Writes evaluation_<gpu>.json and prints it. A document is a context of 40 to 120 tokens with 4
+continuations of 10 to 30, all drawn at random; weights are random, bfloat16. The peer is a Llama
+with the model's layers, width and heads of 64, batch size auto; its MLP is as wide as matrix
+products run fastest at. It needs PyTorch and transformers; where it is given fewer documents, its
+rate is theirs. Each goes through its _loglikelihood_tokens, in a process of its own, and is timed
+once warm: the peer behind its first 100 documents, ours, which compiles for the whole of an
+evaluation, the second time. The scores of some requests are also held against a forward pass over
+each alone.
 """
 
 import argparse
@@ -28,8 +32,12 @@ ANSWERS = 4
 PARTS = {"ours": 240, "theirs": 240}  # seconds that each may take
 
 
-def requests(documents: int, vocab_size: int, seed: int = 0) -> list[tuple[None, list[int], list[int]]]:
-    """(what the harness keeps it under, context, continuation), a document's four behind one another."""
+def requests(
+    documents: int, vocab_size: int, seed: int = 0
+) -> list[tuple[None, list[int], list[int]]]:
+    """(what the harness keeps it under, context, continuation), a document's four behind one
+    another.
+    """
     random = np.random.default_rng(seed)
     draw = lambda low, high: random.integers(0, vocab_size, random.integers(low, high + 1)).tolist()
     contexts = (draw(40, 120) for _ in range(documents))
@@ -52,7 +60,11 @@ def timed(call, vocab_size: int, documents: int, warm_up: int) -> dict:
         begin = time.perf_counter()
         call(drawn, disable_tqdm=True)
         seconds[name] = time.perf_counter() - begin
-        print(f"{name}: {count} documents, {seconds[name]:.2f} s, {ANSWERS * count / seconds[name]:.0f} requests/s", flush=True)
+        print(
+            f"{name}: {count} documents, {seconds[name]:.2f} s, "
+            f"{ANSWERS * count / seconds[name]:.0f} requests/s",
+            flush=True,
+        )
     return {
         "documents": documents,
         "warm_up_documents": warm_up,
@@ -76,7 +88,9 @@ def ours(config, documents: int) -> dict:
     @jax.jit
     def draw(key):
         keys = jax.random.split(key, len(leaves))
-        return [0.02 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+        return [
+            0.02 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+        ]
 
     model = nnx.merge(graph, jax.tree.unflatten(tree, draw(jax.random.key(0))))
     lm = T6LM.of(model, ByteTokenizer())  # text is not asked for
@@ -86,7 +100,9 @@ def ours(config, documents: int) -> dict:
     packed = np.array([score for score, _ in lm._loglikelihood_tokens(some, disable_tqdm=True)])
     half_state = nnx.to_pure_dict(nnx.state(model))
     half = _alone(graph, half_state, some)
-    wide_config = type(config).from_dict(config.to_dict() | {"dtype": "float32", "param_dtype": "float32"})
+    wide_config = type(config).from_dict(
+        config.to_dict() | {"dtype": "float32", "param_dtype": "float32"}
+    )
     with jax.default_matmul_precision("highest"):
         wide_state = jax.tree.map(lambda x: x.astype(jnp.float32), half_state)
         full = _alone(nnx.split(abstract(wide_config))[0], wide_state, some)
@@ -145,17 +161,25 @@ def theirs(config, documents: int) -> dict:
     with torch.device(device):
         model = transformers.LlamaForCausalLM(llama)
     torch.set_default_dtype(torch.float32)
-    words = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))  # text is not asked for
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>")
+    words = Tokenizer(
+        models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
+    )  # text is not asked for
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|endoftext|>"
+    )
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size="auto", device=device)
-    return timed(lm._loglikelihood_tokens, config.vocab_size, documents, warm_up=min(documents, 100)) | {
+    return timed(
+        lm._loglikelihood_tokens, config.vocab_size, documents, warm_up=min(documents, 100)
+    ) | {
         "model": "lm-evaluation-harness hf, Llama",
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(model.dtype),
         "attention": model.config._attn_implementation,
         "intermediate_size": llama.intermediate_size,
         "batch_sizes": list(lm.batch_sizes.values()),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "lm_eval")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "lm_eval")
+        },
     }
 
 
@@ -168,17 +192,25 @@ def driver() -> str | None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/xl_tpa.py")
     parser.add_argument("--documents", type=int, default=10000)
     parser.add_argument("--peer_documents", type=int, help="default as many")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
-    parser.add_argument("--commit", default=commit(), help="of the code that is timed, where there is no git to ask")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results"
+    )
+    parser.add_argument(
+        "--commit", default=commit(), help="of the code that is timed, where there is no git to ask"
+    )
     parser.add_argument("--part", choices=PARTS, help="that one alone, printed")
     args = parser.parse_args()
     counts = {"ours": args.documents, "theirs": args.peer_documents or args.documents}
     if args.part:
-        result = {"ours": ours, "theirs": theirs}[args.part](model_config(args.config), counts[args.part])
+        result = {"ours": ours, "theirs": theirs}[args.part](
+            model_config(args.config), counts[args.part]
+        )
         print(json.dumps(result))
         return
 
@@ -186,7 +218,12 @@ def main():
         "date": datetime.date.today().isoformat(),
         "driver": driver(),
         "commit": args.commit,
-        "command": " ".join(["python -m benchmarks.evaluation", *(a for a in sys.argv[1:] if not a.startswith("--out"))]),
+        "command": " ".join(
+            [
+                "python -m benchmarks.evaluation",
+                *(a for a in sys.argv[1:] if not a.startswith("--out")),
+            ]
+        ),
         "request": "a context of 40 to 120 random tokens, 4 continuations of 10 to 30",
         "config": args.config,
     }
@@ -195,7 +232,9 @@ def main():
     for part, seconds in PARTS.items():
         command = [sys.executable, "-m", "benchmarks.evaluation", *sys.argv[1:], f"--part={part}"]
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=True)
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=True
+            )
         except subprocess.SubprocessError as e:
             print(f"{part} did not end: {e}\n{e.stdout}")
             continue
@@ -206,7 +245,9 @@ def main():
             record["device"] = record[part].pop("device")
             path = path.with_name(f"evaluation_{record['device'].replace(' ', '_').lower()}.json")
         if "ours" in record and "theirs" in record:
-            record["times_as_many"] = record["ours"]["requests_per_second"] / record["theirs"]["requests_per_second"]
+            record["times_as_many"] = (
+                record["ours"]["requests_per_second"] / record["theirs"]["requests_per_second"]
+            )
         path.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 

@@ -1,8 +1,10 @@
-"""Times FlashAttention-3 and FlashMLA decoding in PyTorch; run by benchmarks.decode in a process of its own.
+"""Times FlashAttention-3 and FlashMLA decoding in PyTorch; run by benchmarks.decode in a process of
+its own.
 
     python -m benchmarks.peers DIR LENGTH...
 
-Prints a JSON object a case. Calls go over several caches in turn inside one CUDA graph, whose replays are timed.
+Prints a JSON object a case. Calls go over several caches in turn inside one CUDA graph, whose
+replays are timed.
 """
 
 import json
@@ -33,11 +35,17 @@ def normal(*shape):
 
 def flash_attention_3(batch, length, kv_heads):
     """One new token against a dense cache: (a call, bytes of cache)."""
-    q, k, v = normal(batch, 1, HEADS, DIM), normal(batch, length, kv_heads, DIM), normal(batch, length, kv_heads, DIM)
+    q, k, v = (
+        normal(batch, 1, HEADS, DIM),
+        normal(batch, length, kv_heads, DIM),
+        normal(batch, length, kv_heads, DIM),
+    )
     used = torch.full((batch,), length, dtype=torch.int32, device="cuda")
     before, after = [None] * 8, [None] * 11
     tail = (DIM**-0.5, True, -1, -1, 0.0, True, None, 0, None, 0, None, 1, 0, None)
-    return lambda: torch.ops._vllm_fa3_C.fwd(q, k, v, *before, used, *after, *tail), k.nbytes + v.nbytes
+    return lambda: torch.ops._vllm_fa3_C.fwd(
+        q, k, v, *before, used, *after, *tail
+    ), k.nbytes + v.nbytes
 
 
 def flash_mla(batch, length):
@@ -48,7 +56,9 @@ def flash_mla(batch, length):
     used = torch.full((batch,), length, dtype=torch.int32, device="cuda")
     decode = torch.ops._flashmla_C.dense_decode_fwd
     _, _, metadata, splits = decode(q, cache, 512, used, table, 576**-0.5, True, None, None, None)
-    return lambda: decode(q, cache, 512, used, table, 576**-0.5, True, metadata, splits, None), cache.nbytes
+    return lambda: decode(
+        q, cache, 512, used, table, 576**-0.5, True, metadata, splits, None
+    ), cache.nbytes
 
 
 def microseconds(calls):
@@ -86,7 +96,14 @@ def main(folder, lengths):
                     continue
                 made = [make(batch, length) for _ in range(max(1, min(6, int(300e6 // size) + 1)))]
                 time = microseconds([call for call, _ in made] * max(1, 6 // len(made)))
-                result = dict(name=name, implementation="peer", heads=HEADS, batch=batch, length=length, microseconds=time)
+                result = dict(
+                    name=name,
+                    implementation="peer",
+                    heads=HEADS,
+                    batch=batch,
+                    length=length,
+                    microseconds=time,
+                )
                 print(json.dumps(result | dict(useful_bytes=size, cache_bytes=size)), flush=True)
                 del made
                 torch.cuda.empty_cache()

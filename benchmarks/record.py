@@ -17,7 +17,11 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--out and --commit."""
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of the record")
-    parser.add_argument("--commit", default=_commit(), help="of the code that is timed, where there is no git to ask")
+    parser.add_argument(
+        "--commit",
+        default=_commit(),
+        help="of the code that is timed, where there is no git to ask",
+    )
 
 
 def provenance(module: str, device: str, commit: str | None) -> dict:
@@ -45,12 +49,18 @@ def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):  # a machine without a GPU, where a benchmark is checked
+    except (
+        OSError,
+        subprocess.CalledProcessError,
+        IndexError,
+    ):  # a machine without a GPU, where a benchmark is checked
         return None
 
 
 def _commit() -> str | None:
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,16 +1,20 @@
-"""T6 over two GPUs: do data 2, fsdp 2, tensor 2 and sequence 2 give one GPU's losses, and how much faster are they?
+"""T6 over two GPUs: do data 2, fsdp 2, tensor 2 and sequence 2 give one GPU's losses, and how much
+faster are they?
 
     python -m benchmarks.scaling [--rows=64] [--steps=20] [--out=benchmarks/results]
-    bash -c 'source scripts/gpu_flags.sh && python -m benchmarks.scaling'  # with the launch scripts' flags
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.scaling --tiny --out=/tmp  # to check it on CPU
+    bash -c 'source scripts/gpu_flags.sh && python -m benchmarks.scaling'  # with the launch
+    scripts' flags XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.scaling
+    --tiny --out=/tmp  # to check it on CPU
 
-Every layout trains T6 medium from the same start on the same batches, the real optimizer step included, in this one process,
-on a mesh of the first two GPUs. One GPU takes a step of as many rows in twice the micro-batches, so that each GPU always has
-micro-batches of the same rows. Writes scaling_<gpu>.json, anew behind each layout, and prints a table.
+Every layout trains T6 medium from the same start on the same batches, the real optimizer step
+included, in this one process, on a mesh of the first two GPUs. One GPU takes a step of as many rows
+in twice the micro-batches, so that each GPU always has micro-batches of the same rows. Writes
+scaling_<gpu>.json, anew behind each layout, and prints a table.
 
-Noise: the losses of one GPU that takes the same step in twice as many micro-batches still, the same sums in another order, are
-measured beside the others. A layout's losses count as one GPU's where they differ by no more than a loss's rounding to
-bfloat16, 2^-8 of it: that is what each token's logits are computed to.
+Noise: the losses of one GPU that takes the same step in twice as many micro-batches still, the same
+sums in another order, are measured beside the others. A layout's losses count as one GPU's where
+they differ by no more than a loss's rounding to bfloat16, 2^-8 of it: that is what each token's
+logits are computed to.
 
 NCCL_NVLS_ENABLE=0 is set: NVLink's multicast is not there on every machine.
 """
@@ -32,8 +36,8 @@ from benchmarks.record import add_arguments, provenance, write
 from benchmarks.train import breakdown
 from configs import medium_tpa
 from t6jax.config import ModelConfig
-from t6jax.parallel import MESH_AXES
-from t6jax.training.compiled import collectives, totals
+from t6jax.parallel.collectives import collectives, totals
+from t6jax.parallel.mesh import MESH_AXES
 from t6jax.training.metrics import flops_per_token
 from t6jax.training.step import Trainer
 
@@ -53,22 +57,29 @@ def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
     config.batch_size = rows
     config.optimizer.update(warmup_steps=5, decay_steps=10 * steps)
     if tiny:
-        config.model.update(num_layers=2, d_model=64, context_length=64, vocab_size=512, dtype="float32")
+        config.model.update(
+            num_layers=2, d_model=64, context_length=64, vocab_size=512, dtype="float32"
+        )
         config.model.attention.update(num_heads=7, head_dim=16)
-    # rows of a micro-batch on each device are the same in all layouts; tensor 2 and sequence 2 have the same rows on both
+    # rows of a micro-batch on each device are the same in all layouts; tensor 2 and sequence 2 have
+    # the same rows on both
     config.accumulation_steps = {"data 2": 1, "fsdp 2": 1, "one, other order": 4}.get(layout, 2)
     config.mesh.update({axis: LAYOUTS[layout].get(axis, 1) for axis in MESH_AXES})
     return config.to_dict()
 
 
 def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndarray]:
-    """Rows that count on from their first token, a third of the tokens replaced: there is something to learn."""
+    """Rows that count on from their first token, a third of the tokens replaced: there is something
+    to learn.
+    """
     draw = np.random.default_rng(0)
     made = []
     for _ in range(steps):
         counting = (draw.integers(0, vocabulary, (rows, 1)) + np.arange(length + 1)) % vocabulary
         noise = draw.random(counting.shape) < 1 / 3
-        made.append(np.where(noise, draw.integers(0, vocabulary, counting.shape), counting).astype(np.int32))
+        made.append(
+            np.where(noise, draw.integers(0, vocabulary, counting.shape), counting).astype(np.int32)
+        )
     return made
 
 
@@ -77,9 +88,14 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
     model = ModelConfig.from_dict(config["model"])
     sizes = [config["mesh"][axis] for axis in MESH_AXES]
     devices = int(np.prod(sizes))
-    trainer = Trainer(config, model, Mesh(np.array(jax.devices()[:devices]).reshape(sizes), MESH_AXES))
+    trainer = Trainer(
+        config, model, Mesh(np.array(jax.devices()[:devices]).reshape(sizes), MESH_AXES)
+    )
     state = trainer.create(jax.random.key(0))
-    windows = [jax.device_put(x, trainer.batch_sharding) for x in batches(rows, model.context_length, model.vocab_size, steps)]
+    windows = [
+        jax.device_put(x, trainer.batch_sharding)
+        for x in batches(rows, model.context_length, model.vocab_size, steps)
+    ]
     began = time.perf_counter()
     step = trainer.step.lower(state, windows[0]).compile()
     compiled = time.perf_counter() - began
@@ -104,12 +120,18 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
         "devices": devices,
         "accumulation_steps": config["accumulation_steps"],
         "tokens_per_second": rate,
-        "tflops_per_second_a_device": rate * flops_per_token(model, model.context_length) / devices / 1e12,
+        "tflops_per_second_a_device": rate
+        * flops_per_token(model, model.context_length)
+        / devices
+        / 1e12,
         "compile_seconds": compiled,
         "arguments_bytes_a_device": memory.argument_size_in_bytes,
         "temporary_bytes_a_device": memory.temp_size_in_bytes,
         "milliseconds_by_kind_a_device": kinds,
-        "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in totals(collectives(step)).items()},
+        "collectives": {
+            kind: {"count": n, "bytes": size}
+            for kind, (n, size) in totals(collectives(step)).items()
+        },
         "losses": losses,
     }
 
@@ -121,7 +143,9 @@ def compared(results: list[dict]) -> list[dict]:
         difference = [abs(a - b) / b for a, b in zip(r["losses"], one["losses"], strict=True)]
         r["largest_relative_difference_of_losses"] = max(difference)
         r["within_bfloat16_noise"] = max(difference) <= 2**-8
-        r["of_so_many_times_one"] = r["tokens_per_second"] / (r["devices"] * one["tokens_per_second"])
+        r["of_so_many_times_one"] = r["tokens_per_second"] / (
+            r["devices"] * one["tokens_per_second"]
+        )
     return results
 
 
@@ -131,37 +155,62 @@ def table(record: dict) -> list[str]:
         f"{'layout':<18}{'tokens/s':>12}{'of n x one':>12}{'loss diff.':>12}{'compile s':>11}",
     ]
     for r in record["results"]:
-        share, difference = r.get("of_so_many_times_one"), r.get("largest_relative_difference_of_losses")
+        share, difference = (
+            r.get("of_so_many_times_one"),
+            r.get("largest_relative_difference_of_losses"),
+        )
         lines.append(
-            f"{r['layout']:<18}{r['tokens_per_second']:>12,.0f}{'' if share is None else f'{share:.1%}':>12}"
+            f"{r['layout']:<18}{r['tokens_per_second']:>12,.0f}"
+            f"{'' if share is None else f'{share:.1%}':>12}"
             f"{'' if difference is None else f'{difference:.1e}':>12}{r['compile_seconds']:>11.1f}"
         )
     for r in record["results"]:
-        times = ", ".join(f"{kind} {ms:.1f}" for kind, ms in r["milliseconds_by_kind_a_device"].items())
+        times = ", ".join(
+            f"{kind} {ms:.1f}" for kind, ms in r["milliseconds_by_kind_a_device"].items()
+        )
         lines.append(f"{r['layout']}, ms a step on each GPU, collectives beside the rest: {times}")
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=64, help="of a step; a multiple of 4")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tiny", action="store_true", help="a model of no size, to check this program")
-    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), help="these alone, `one` first")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a model of no size, to check this program"
+    )
+    parser.add_argument(
+        "--layouts",
+        nargs="+",
+        default=list(LAYOUTS),
+        choices=list(LAYOUTS),
+        help="these alone, `one` first",
+    )
     add_arguments(parser)
     args = parser.parse_args()
     if args.layouts[0] != "one":
         sys.exit("--layouts begins with `one`, which the others are held against")
     if jax.device_count() < 2 or args.rows % 4 or args.steps <= WARM_UP:
-        sys.exit(f"this needs two devices (there are {jax.device_count()}), --rows of a multiple of 4, --steps above {WARM_UP}")
+        sys.exit(
+            f"this needs two devices (there are {jax.device_count()}), --rows of a multiple of 4, "
+            f"--steps above {WARM_UP}"
+        )
     record = provenance("benchmarks.scaling", jax.devices()[0].device_kind, args.commit) | {
-        "environment": {name: os.environ[name] for name in ("NCCL_NVLS_ENABLE", "XLA_FLAGS") if name in os.environ},
+        "environment": {
+            name: os.environ[name]
+            for name in ("NCCL_NVLS_ENABLE", "XLA_FLAGS")
+            if name in os.environ
+        },
         "model": "tiny" if args.tiny else "medium_tpa",
         "rows": args.rows,
         "results": [],
     }
     for layout in args.layouts:
-        record["results"] = compared([*record["results"], measure(layout, args.rows, args.steps, args.tiny)])
+        record["results"] = compared(
+            [*record["results"], measure(layout, args.rows, args.steps, args.tiny)]
+        )
         write(args.out, "scaling", record)
         print(f"{layout}: done", flush=True)
     print("\n".join(table(record)))

@@ -1,4 +1,5 @@
-"""The training step of T6 in PyTorch: torch.compile, bfloat16 autocast, fused AdamW. The yardstick of benchmarks.train.
+"""The training step of T6 in PyTorch: torch.compile, bfloat16 autocast, fused AdamW. The yardstick
+of benchmarks.train.
 
 usage: python -m benchmarks.torch_t6 LAYERS D_MODEL HEADS ROWS [mha]   prints one JSON object
 """
@@ -52,7 +53,9 @@ class MHA(nn.Module):
     def forward(self, x, cos, sin):
         q, k, v = (w(x).view(*x.shape[:2], self.heads, D) for w in self.w_qkv)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=True)
+        out = F.scaled_dot_product_attention(
+            *(y.transpose(1, 2) for y in (q, k, v)), is_causal=True
+        )
         return self.w_o(out.transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -92,7 +95,9 @@ def main(layers, d_model, heads, rows, attention):
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     model = T6(attention, layers, d_model, heads).cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     compiled = torch.compile(model)
     batches = [torch.randint(0, 50257, (rows, T + 1), device="cuda") for _ in range(4)]
 

@@ -1,10 +1,12 @@
-"""Tokens a second of the training step, and where its time goes. usage: python -m benchmarks.train [--case NAME ...] [--torch]
+"""Tokens a second of the training step, and where its time goes. usage: python -m benchmarks.train
+[--case NAME ...] [--torch]
 
-Each case runs in a process of its own: compiled, warmed up, timed over several windows of steps on random tokens, then two
-steps under the profiler. The optimizer's step is included. MFU, whose formula is printed beside the tables, counts causal
-attention once (T/2 keys a token), the tied embedding once (as the head), recomputation not at all, and the rate is that of a
-24576 x 1600 x 4352 product measured in the same run, a few in a row. Repeated for seconds, as in training, the same product
-runs into the card's power limit, and slower; that rate is recorded beside the other.
+Each case runs in a process of its own: compiled, warmed up, timed over several windows of steps on
+random tokens, then two steps under the profiler. The optimizer's step is included. MFU, whose
+formula is printed beside the tables, counts causal attention once (T/2 keys a token), the tied
+embedding once (as the head), recomputation not at all, and the rate is that of a 24576 x 1600 x
+4352 product measured in the same run, a few in a row. Repeated for seconds, as in training, the
+same product runs into the card's power limit, and slower; that rate is recorded beside the other.
 
 --torch needs PyTorch, which the environment of `make test-torch` has (.venv-torch).
 """
@@ -26,11 +28,14 @@ from benchmarks.device_time import device_seconds, intervals
 from benchmarks.record import add_arguments, provenance, write
 from configs import common
 from t6jax.config import ModelConfig
+from t6jax.parallel.mesh import make_mesh
 from t6jax.training.metrics import flops_per_token
-from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
-MFU = "MFU = tokens/s x (6 x parameters + 12 x layers x heads x head_dim x T/2) / rate of the matrix product, T tokens a row"
+MFU = (
+    "MFU = tokens/s x (6 x parameters + 12 x layers x heads x head_dim x T/2) / rate of "
+    "the matrix product, T tokens a row"
+)
 CONTEXT = 1024  # tokens a row, in all of them
 XL = dict(size="xl", mechanism="tpa", num_heads=78, rank_q=6, rank_k=2, rank_v=2)
 MEDIUM = dict(size="medium", mechanism="tpa", num_heads=47, rank_q=6, rank_k=2, rank_v=2)
@@ -47,7 +52,10 @@ CASES = {
     ),
 }
 # the arguments of benchmarks.torch_t6 for the cases that it times too
-TORCH = {"T6 XL width, 12 layers": ("12", "1600", "78", "24"), "T6 medium": ("24", "1024", "47", "32")}
+TORCH = {
+    "T6 XL width, 12 layers": ("12", "1600", "78", "24"),
+    "T6 medium": ("24", "1024", "47", "32"),
+}
 
 # kinds of kernels by what their names hold, the first that fits
 KINDS = (
@@ -123,23 +131,36 @@ def measure(name, overrides, windows=5, steps=8):
 
 
 def breakdown(folder, steps, most=24):
-    """Milliseconds a step that kernels of each kind took, and the kernels that took most with how often they ran."""
+    """Milliseconds a step that kernels of each kind took, and the kernels that took most with how
+    often they ran.
+    """
     kinds, kernels = collections.Counter(), collections.defaultdict(lambda: [0.0, 0])
     for start, end, name in intervals(folder):
         milliseconds = (end - start) / 1e6 / steps
-        kinds[next((kind for kind, parts in KINDS if any(p in name.lower() for p in parts)), "fused elementwise")] += milliseconds
+        kinds[
+            next(
+                (kind for kind, parts in KINDS if any(p in name.lower() for p in parts)),
+                "fused elementwise",
+            )
+        ] += milliseconds
         kernels[name][0] += milliseconds
         kernels[name][1] += 1
     top = sorted(kernels.items(), key=lambda item: -item[1][0])[:most]
-    return dict(kinds.most_common()), {name: [round(ms, 3), count // steps] for name, (ms, count) in top}
+    return dict(kinds.most_common()), {
+        name: [round(ms, 3), count // steps] for name, (ms, count) in top
+    }
 
 
 def matmul_rate(m=24576, k=1600, n=4352, sustained=4000):
-    """FLOP/s of a bfloat16 matrix product on random numbers: a few in a row, and so many of them, about two seconds' work."""
+    """FLOP/s of a bfloat16 matrix product on random numbers: a few in a row, and so many of them,
+    about two seconds' work.
+    """
     random = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
     pairs = [(random(i, m, k), random(i + 100, k, n)) for i in range(4)]
     product = jax.jit(jnp.matmul)
-    seconds = device_seconds({"product": [lambda a=a, b=b: product(a, b) for a, b in pairs * 3]})["product"]
+    seconds = device_seconds({"product": [lambda a=a, b=b: product(a, b) for a, b in pairs * 3]})[
+        "product"
+    ]
     start = time.perf_counter()
     for i in range(sustained):
         last = product(*pairs[i % len(pairs)])
@@ -155,13 +176,20 @@ def matmul_rate(m=24576, k=1600, n=4352, sustained=4000):
 
 def table(record):
     """Tokens a second, beside PyTorch's where it was timed."""
-    rate, sustained = (record[key] / 1e12 for key in ("matmul_flops_per_second", "sustained_matmul_flops_per_second"))
+    rate, sustained = (
+        record[key] / 1e12
+        for key in ("matmul_flops_per_second", "sustained_matmul_flops_per_second")
+    )
     yield (
-        f"{record['device']}, {record['date']}, JAX {record['jax']}; the matrix product ran at {rate:.0f} TFLOP/s, and at "
+        f"{record['device']}, {record['date']}, JAX {record['jax']}; the matrix product ran at "
+        f"{rate:.0f} TFLOP/s, and at "
         f"{sustained:.0f} when repeated for seconds."
     )
     yield ""
-    yield "| 1,024 tokens a row | rows | tokens/s | PyTorch's | ms a step | TFLOP/s | MFU | peak GiB | compile s |"
+    yield (
+        "| 1,024 tokens a row | rows | tokens/s | PyTorch's | ms a step | TFLOP/s | MFU | "
+        "peak GiB | compile s |"
+    )
     yield "|---|---|---|---|---|---|---|---|---|"
     for r in record["results"]:
         peer = record["torch"].get(r["name"])
@@ -181,11 +209,17 @@ def table(record):
 
 def kinds_table(record):
     """Milliseconds of a step by kind of kernel, from the profiler."""
-    kinds = list(dict.fromkeys(kind for r in record["results"] for kind in r["milliseconds_by_kind"]))
+    kinds = list(
+        dict.fromkeys(kind for r in record["results"] for kind in r["milliseconds_by_kind"])
+    )
     yield "| ms a step | " + " | ".join(kinds) + " |"
     yield "|---|" + "---|" * len(kinds)
     for r in record["results"]:
-        yield f"| {r['name']} | " + " | ".join(f"{r['milliseconds_by_kind'].get(kind, 0):.1f}" for kind in kinds) + " |"
+        yield (
+            f"| {r['name']} | "
+            + " | ".join(f"{r['milliseconds_by_kind'].get(kind, 0):.1f}" for kind in kinds)
+            + " |"
+        )
 
 
 def draw(record, out):
@@ -196,8 +230,14 @@ def draw(record, out):
     import matplotlib.pyplot as plt
 
     results = record["results"]
-    per_token = [{kind: 1e3 * ms / (r["rows"] * CONTEXT) for kind, ms in r["milliseconds_by_kind"].items()} for r in results]
-    kinds = sorted({kind for times in per_token for kind in times}, key=lambda kind: -sum(t.get(kind, 0) for t in per_token))
+    per_token = [
+        {kind: 1e3 * ms / (r["rows"] * CONTEXT) for kind, ms in r["milliseconds_by_kind"].items()}
+        for r in results
+    ]
+    kinds = sorted(
+        {kind for times in per_token for kind in times},
+        key=lambda kind: -sum(t.get(kind, 0) for t in per_token),
+    )
     _, axes = plt.subplots(figsize=(9, 0.6 * len(results) + 1.6))
     left = [0.0] * len(results)
     for kind in kinds:
@@ -205,7 +245,9 @@ def draw(record, out):
         axes.barh([r["name"] for r in results], widths, left=left, label=kind)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlabel(f"microseconds a token, forward, backward and AdamW ({record['device']}, {record['date']})")
+    axes.set_xlabel(
+        f"microseconds a token, forward, backward and AdamW ({record['device']}, {record['date']})"
+    )
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     plt.savefig(out / "train_kernels.png", dpi=120, bbox_inches="tight")
     plt.close()
@@ -220,26 +262,48 @@ def _last_line(command):
     """The JSON that a module prints last, or None where it fails."""
     # a training run may take the card's memory, of which JAX by itself takes 75 %
     environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
-    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment
+    )
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be given several times")
-    parser.add_argument("--torch", action="store_true", help="time PyTorch's step of the same shapes too, where it is known")
-    parser.add_argument("--model", default="{}", help="keys of the model to change, as JSON; batch_size too")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one case in this process, its numbers to stdout
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case", action="append", choices=CASES, help="only this one; may be given several times"
+    )
+    parser.add_argument(
+        "--torch",
+        action="store_true",
+        help="time PyTorch's step of the same shapes too, where it is known",
+    )
+    parser.add_argument(
+        "--model", default="{}", help="keys of the model to change, as JSON; batch_size too"
+    )
+    parser.add_argument(
+        "--measure", help=argparse.SUPPRESS
+    )  # one case in this process, its numbers to stdout
     add_arguments(parser)
     args = parser.parse_args()
     overrides = json.loads(args.model)
     if args.measure:
-        print(json.dumps(matmul_rate() if args.measure == "matmul" else measure(args.measure, overrides)))
+        print(
+            json.dumps(
+                matmul_rate() if args.measure == "matmul" else measure(args.measure, overrides)
+            )
+        )
         return
     ceiling = in_a_process_of_its_own("matmul", {})
     if ceiling is None:
         raise SystemExit("the matrix product could not be timed: is there an NVIDIA GPU?")
-    record = provenance("benchmarks.train", ceiling["device"], args.commit) | ceiling | {"results": [], "torch": {}}
+    record = (
+        provenance("benchmarks.train", ceiling["device"], args.commit)
+        | ceiling
+        | {"results": [], "torch": {}}
+    )
     failed = []
     for name in args.case or CASES:
         result = in_a_process_of_its_own(name, overrides)

@@ -1,6 +1,7 @@
 """Multi-head latent attention, large (Tables 9 and 10, section J.1).
 
-The latents of Table 10 give it more parameters than MHA has; large_mla_matched.py has latents that match.
+The latents of Table 10 give it more parameters than MHA has; large_mla_matched.py has latents that
+match.
 """
 
 from configs import common

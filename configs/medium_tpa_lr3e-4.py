@@ -1,4 +1,6 @@
-"""The ablation of the learning rate, medium T6 (section J.3); down to 6e-5, as section J.1 prints beside 3e-4."""
+"""The ablation of the learning rate, medium T6 (section J.3); down to 6e-5, as section J.1 prints
+beside 3e-4.
+"""
 
 from configs import medium_tpa
 

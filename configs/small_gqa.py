@@ -1,4 +1,6 @@
-"""Grouped-query attention with 2 KV heads, small: 124 M parameters (Tables 9 and 10, section J.1)."""
+"""Grouped-query attention with 2 KV heads, small: 124 M parameters (Tables 9 and 10, section
+J.1).
+"""
 
 from configs import common
 

@@ -7,4 +7,6 @@ from configs import common
 
 
 def get_config():
-    return common.paper("small", "tpa_order3", num_heads=39, rank_q=6, rank_k=2, rank_v=2, dim_b=8, dim_c=8)
+    return common.paper(
+        "small", "tpa_order3", num_heads=39, rank_q=6, rank_k=2, rank_v=2, dim_b=8, dim_c=8
+    )

@@ -1,6 +1,7 @@
 """Multi-head latent attention, XL (Tables 9 and 10, section J.1).
 
-The latents of Table 10 give it more parameters than MHA has; xl_mla_matched.py has latents that match.
+The latents of Table 10 give it more parameters than MHA has; xl_mla_matched.py has latents that
+match.
 """
 
 from configs import common

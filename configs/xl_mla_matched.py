@@ -1,7 +1,7 @@
 """Multi-head latent attention, XL: 1.55 B parameters.
 
-Table 10's heads, with the latents of its small model: with them, and not with Table 10's own for this size, these heads match
-MHA's parameter count.
+Table 10's heads, with the latents of its small model: with them, and not with Table 10's own for
+this size, these heads match MHA's parameter count.
 """
 
 from configs import common

@@ -3,7 +3,8 @@
 import importlib
 from typing import Any
 
-# name -> where it lives. Each is imported when it is first used: processes that only handle data never load JAX.
+# name -> where it lives. Each is imported when it is first used: processes that only handle data
+# never load JAX.
 _HOMES = {
     "ModelConfig": "config",
     "InputError": "errors",

@@ -22,8 +22,9 @@ CHUNK = 8
 class Sampling:
     """How the next token is drawn from the logits.
 
-    temperature: 0 takes the likeliest. top_k: only among the k likeliest; 0: all. top_p: only among the likeliest whose
-    probabilities, summed from the top, reach p; 1: all. vocab_size: only ids below it; 0: all.
+    temperature: 0 takes the likeliest. top_k: only among the k likeliest; 0: all. top_p: only among
+    the likeliest whose probabilities, summed from the top, reach p; 1: all. vocab_size: only ids
+    below it; 0: all.
     """
 
     temperature: float = 0.0
@@ -40,8 +41,12 @@ class Sampling:
             raise InputError(f"top_p must lie in (0, 1]; got {self.top_p}")
 
     def kind(self) -> "Sampling":
-        """What has to be compiled anew: all but the values of temperature and top_p, which `draw` takes traced."""
-        return dataclasses.replace(self, temperature=float(self.temperature > 0), top_p=1.0 if self.top_p == 1 else 0.5)
+        """What has to be compiled anew: all but the values of temperature and top_p, which `draw`
+        takes traced.
+        """
+        return dataclasses.replace(
+            self, temperature=float(self.temperature > 0), top_p=1.0 if self.top_p == 1 else 0.5
+        )
 
     def draw(
         self,
@@ -50,7 +55,9 @@ class Sampling:
         temperature: Float[Array, ""] | float | None = None,
         top_p: Float[Array, ""] | float | None = None,
     ) -> Int[Array, "B"]:
-        """One token for each row. temperature and top_p: in place of its own, where those are not 0 and not 1."""
+        """One token for each row. temperature and top_p: in place of its own, where those are not 0
+        and not 1.
+        """
         if self.vocab_size:
             logits = jnp.where(jnp.arange(logits.shape[-1]) < self.vocab_size, logits, -jnp.inf)
         if self.temperature == 0:
@@ -72,7 +79,9 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """tokens: each sequence's newest, not in the caches yet. lengths: what the caches hold. done: has met a stop token."""
+    """tokens: each sequence's newest, not in the caches yet. lengths: what the caches hold. done:
+    has met a stop token.
+    """
 
     caches: tuple
     tokens: Int[Array, "B"]
@@ -81,8 +90,11 @@ class _State:
     key: Key[Array, ""]
 
 
-def generate(model: T6, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options) -> list[list[int]]:
-    """The tokens that follow each prompt: at most max_new_tokens, up to and without the first stop token.
+def generate(
+    model: T6, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options
+) -> list[list[int]]:
+    """The tokens that follow each prompt: at most max_new_tokens, up to and without the first stop
+    token.
 
     Takes `stream`'s options.
     """
@@ -106,15 +118,18 @@ def stream(
     vocab_size: int = 0,
     max_length: int | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Yields, as they are made, the next few tokens of each prompt (none for one that has met a stop token).
+    """Yields, as they are made, the next few tokens of each prompt (none for one that has met a
+    stop token).
 
     temperature, top_k, top_p, vocab_size: see Sampling; the default is greedy.
     seed: of the draws; equal calls give equal tokens.
-    max_length: room of the caches, prompt and new tokens together; default the model's context_length.
+    max_length: room of the caches, prompt and new tokens together; default the model's
+        context_length.
 
-    Decoding is compiled once for a number of prompts and a max_length, whatever the lengths; prefill once for each power
-    of two that the longest prompt is padded to. Each call makes a copy of the parameters in the form that decodes fastest:
-    give model.unstacked() where many calls follow. Raises InputError for what does not fit or is outside the vocabulary.
+    Decoding is compiled once for a number of prompts and a max_length, whatever the lengths;
+    prefill once for each power of two that the longest prompt is padded to. Each call makes a copy
+    of the parameters in the form that decodes fastest: give model.unstacked() where many calls
+    follow. Raises InputError for what does not fit or is outside the vocabulary.
     """
     config = model.config
     room = config.context_length if max_length is None else max_length
@@ -132,8 +147,8 @@ def stream(
     stops = tuple(sorted(set(stop_tokens)))
     state = _prefill(graph, params, tokens, lengths, jax.random.key(seed), knobs, room, kind, stops)
     finished = np.zeros(len(prompts), bool)
-    # The state after the first token is one token ahead of the caches. Each chunk is launched before the one before it
-    # is looked at, so that the device need not wait for the host.
+    # The state after the first token is one token ahead of the caches. Each chunk is launched
+    # before the one before it is looked at, so that the device need not wait for the host.
     made, waiting = 1, [np.asarray(state.tokens)[None]]
     while waiting or made < max_new_tokens:
         if made < max_new_tokens and not finished.all():
@@ -168,8 +183,12 @@ def _prefill(graph, params, tokens, lengths, key, knobs, room, kind, stops) -> _
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "kind", "stops"), donate_argnames="state")
-def _decode(graph, params, state, steps, knobs, kind, stops) -> tuple[_State, Int[Array, "CHUNK B"]]:
-    """Up to CHUNK further tokens of each sequence, `steps` of them asked for; fewer once all have met a stop token."""
+def _decode(
+    graph, params, state, steps, knobs, kind, stops
+) -> tuple[_State, Int[Array, "CHUNK B"]]:
+    """Up to CHUNK further tokens of each sequence, `steps` of them asked for; fewer once all have
+    met a stop token.
+    """
     model = nnx.merge(graph, params)
 
     def one(carry):
@@ -191,19 +210,26 @@ def _is_stop(tokens: Int[Array, "B"], stops: tuple[int, ...]) -> Bool[Array, "B"
     return jnp.isin(tokens, jnp.array(stops, jnp.int32)) if stops else jnp.zeros(tokens.shape, bool)
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int, vocab_size: int) -> None:
+def _check_prompts(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int, vocab_size: int
+) -> None:
     if not len(prompts):
         raise InputError("prompts is empty: give at least one prompt")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     for i, prompt in enumerate(prompts):
         if not len(prompt):
-            raise InputError(f"prompts[{i}] holds no token: begin it with the tokenizer's document_start")
+            raise InputError(
+                f"prompts[{i}] holds no token: begin it with the tokenizer's document_start"
+            )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(t for t in prompt if not 0 <= t < vocab_size)
-            raise InputError(f"prompts[{i}] holds token {wrong}, outside the model's vocabulary of {vocab_size}")
+            raise InputError(
+                f"prompts[{i}] holds token {wrong}, outside the model's vocabulary of {vocab_size}"
+            )
         if len(prompt) + max_new_tokens > room:
             raise InputError(
-                f"prompts[{i}] of {len(prompt)} tokens and max_new_tokens={max_new_tokens} exceed the {room} tokens there is "
+                f"prompts[{i}] of {len(prompt)} tokens and max_new_tokens={max_new_tokens} exceed "
+                f"the {room} tokens there is "
                 "room for: shorten them, or pass a larger max_length"
             )

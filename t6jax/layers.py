@@ -1,4 +1,6 @@
-"""The parts of a T6 block that are not attention: parameters with named axes, RMSNorm, SwiGLU (section 3.5)."""
+"""The parts of a T6 block that are not attention: parameters with named axes, RMSNorm, SwiGLU
+(section 3.5).
+"""
 
 import math
 
@@ -8,11 +10,13 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from t6jax.ops.swiglu import swiglu
-from t6jax.parallel import sum_over
+from t6jax.parallel.placement import psum_over
 
 
 def parameter(value: Array, *axes: str | None) -> nnx.Param:
-    """A parameter whose axes carry names; the config's sharding rules map these names to mesh axes."""
+    """A parameter whose axes carry names; the config's sharding rules map these names to mesh
+    axes.
+    """
     if len(axes) != value.ndim:
         raise ValueError(f"{len(axes)} axis names for a parameter of shape {value.shape}")
     return nnx.Param(value, axes=axes)
@@ -28,7 +32,9 @@ TILE = 128
 
 
 def worth_copying_weights(x: Float[Array, "*batch d_model"]) -> bool:
-    """Whether a copy of weights, padded or put side by side, pays for itself by a faster product with x: with many tokens."""
+    """Whether a copy of weights, padded or put side by side, pays for itself by a faster product
+    with x: with many tokens.
+    """
     return math.prod(x.shape[:-1]) >= x.shape[-1]
 
 
@@ -44,10 +50,16 @@ def pad_columns(w: Float[Array, "n_in n_out"]) -> Float[Array, "n_in padded"]:
 class SwiGLU(nnx.Module):
     """[silu(x W_1) * (x W_2)] W_3 (section 3.5). W_3 starts at zero, as in the published code."""
 
-    def __init__(self, d_model: int, width: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, d_model: int, width: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         bound = d_model**-0.5
-        self.w_1 = parameter(uniform(rngs.params(), bound, (d_model, width), param_dtype), "d_model", "mlp")
-        self.w_2 = parameter(uniform(rngs.params(), bound, (d_model, width), param_dtype), "d_model", "mlp")
+        self.w_1 = parameter(
+            uniform(rngs.params(), bound, (d_model, width), param_dtype), "d_model", "mlp"
+        )
+        self.w_2 = parameter(
+            uniform(rngs.params(), bound, (d_model, width), param_dtype), "d_model", "mlp"
+        )
         self.w_3 = parameter(jnp.zeros((width, d_model), param_dtype), "mlp", "d_model")
         self.dtype = dtype
 
@@ -56,4 +68,4 @@ class SwiGLU(nnx.Module):
         if worth_copying_weights(x):
             # not joined: their gradients would have to be
             w_1, w_2, w_3 = pad_columns(w_1), pad_columns(w_2), pad_columns(w_3.T).T
-        return sum_over(self.w_3, "mlp", swiglu(x @ w_1, x @ w_2) @ w_3)
+        return psum_over(self.w_3, "mlp", swiglu(x @ w_1, x @ w_2) @ w_3)

@@ -8,19 +8,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t6jax import gathering, parallel
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
-from t6jax.in_turn import Travel, run_in_turn
 from t6jax.layers import SwiGLU, parameter, uniform
-from t6jax.ops.causal_attention import Segments, keeps_attention
-from t6jax.ops.cross_entropy import Part, cross_entropy, mean_cross_entropy, part_cross_entropy
+from t6jax.ops.attention import Segments, keep_attention
+from t6jax.ops.cross_entropy import (
+    VocabShard,
+    cross_entropy,
+    mean_cross_entropy,
+    sharded_cross_entropy,
+)
 from t6jax.ops.precision import accumulator
 from t6jax.ops.residual import add_norm, rms_norm
 from t6jax.ops.rope import RoPE
+from t6jax.parallel import gather, placement, remat, sequence
+from t6jax.parallel.prefetch import Transport, run_prefetched
 
 # tokens whose logits make a matrix product of full speed, and are kept at a time
-PIECE = 8192
+LOGIT_TOKENS = 8192
 
 
 class Block(nnx.Module):
@@ -41,8 +46,9 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T d_model"], Float[Array, "B T d_model"], Any]:
         """The block over whole sequences.
 
-        update: what the layer before adds to x. Returns x after attention, what this block's MLP adds to that, and the
-        tokens' cache entries: each sum is taken together with the norm that reads it.
+        update: what the layer before adds to x. Returns x after attention, what this block's MLP
+        adds to that, and the tokens' cache entries: each sum is taken together with the norm that
+        reads it.
         """
         x, normed = add_norm(x, update)
         update, entry = self.attention(normed, positions, segment_ids)
@@ -59,8 +65,10 @@ class Block(nnx.Module):
 
 
 REMAT_POLICIES = {
-    "dots": parallel.and_sums(
-        jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keeps_attention)
+    "dots": remat.keep_sums(
+        jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
+        )
     ),
     "full": None,
 }
@@ -69,8 +77,8 @@ REMAT_POLICIES = {
 class T6(nnx.Module):
     """model(tokens [B, T]) -> logits [B, T, V], float32.
 
-    The parameters of the blocks are stacked along a leading layer axis, so that compile time does not grow with depth;
-    `unstacked` gives the form that decodes fastest.
+    The parameters of the blocks are stacked along a leading layer axis, so that compile time does
+    not grow with depth; `unstacked` gives the form that decodes fastest.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -90,7 +98,8 @@ class T6(nnx.Module):
     ) -> Float[Array, "B T V"]:
         """Logits of the token that follows each token.
 
-        positions: of the tokens, default 0, 1, ... segment_ids: attention stays inside each segment.
+        positions: of the tokens, default 0, 1, ... segment_ids: attention stays inside each
+            segment.
         """
         normed, _ = self._forward(tokens, positions, segment_ids)
         return self._head(normed)
@@ -103,9 +112,17 @@ class T6(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, ""]:
-        """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece of T at a time."""
+        """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece
+        of T at a time.
+        """
         normed, _ = self._forward(tokens, positions, segment_ids, unroll=self.config.unroll)
-        return mean_cross_entropy(normed, gathering.used(self.embedding), targets, _pieces(*tokens.shape), self._part())
+        return mean_cross_entropy(
+            normed,
+            gather.gathered(self.embedding),
+            targets,
+            _num_pieces(*tokens.shape),
+            self._vocab_shard(),
+        )
 
     def nats(
         self,
@@ -117,8 +134,12 @@ class T6(nnx.Module):
     ) -> Float[Array, "B T"]:
         """The cross-entropy of each target, in nats, float32."""
         logits = self(tokens, positions=positions, segment_ids=segment_ids)
-        part = self._part()
-        return cross_entropy(logits, targets) if part is None else part_cross_entropy(logits, targets, part)[0]
+        shard = self._vocab_shard()
+        return (
+            cross_entropy(logits, targets)
+            if shard is None
+            else sharded_cross_entropy(logits, targets, shard)[0]
+        )
 
     def hidden(
         self,
@@ -127,7 +148,9 @@ class T6(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | Segments | None = None,
     ) -> Float[Array, "B T d_model"]:
-        """What the head reads of each token; `logits` of some of them are those of the whole at their places."""
+        """What the head reads of each token; `logits` of some of them are those of the whole at
+        their places.
+        """
         return self._forward(tokens, positions, segment_ids)[0]
 
     def logits(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
@@ -143,11 +166,14 @@ class T6(nnx.Module):
     ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
         """Runs the prompts, padded on the right to T, into empty caches.
 
-        lengths: valid tokens of each prompt, at least 1. Returns the logits behind each prompt's last token, and the caches.
+        lengths: valid tokens of each prompt, at least 1. Returns the logits behind each prompt's
+            last token, and the caches.
         """
         normed, entries = self._forward(tokens, None, None)
         starts = jnp.zeros_like(lengths)
-        caches = tuple(cache.append(entry, starts) for cache, entry in zip(caches, entries, strict=True))
+        caches = tuple(
+            cache.append(entry, starts) for cache, entry in zip(caches, entries, strict=True)
+        )
         last = jnp.take_along_axis(normed, (lengths - 1)[:, None, None], axis=1)
         return self._head(last)[:, 0], caches
 
@@ -164,7 +190,8 @@ class T6(nnx.Module):
     def unstacked(self) -> "T6":
         """The same model for decoding: a module a layer, parameters in the computation's dtype.
 
-        A decode step reads every parameter once: half-precision halves that, and slices of stacked arrays would be copied.
+        A decode step reads every parameter once: half-precision halves that, and slices of stacked
+        arrays would be copied.
         """
         cast = lambda x: x.astype(self.config.dtype)
         model = nnx.merge(*nnx.split(self))
@@ -186,7 +213,9 @@ class T6(nnx.Module):
         *,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T d_model"], list[Any]]:
-        """The normed hidden states behind the last block, and the cache entries of each layer (none with run_in_turn)."""
+        """The normed hidden states behind the last block, and the cache entries of each layer (none
+        with run_prefetched).
+        """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self._embed(tokens)
@@ -199,44 +228,59 @@ class T6(nnx.Module):
             return add_norm(x, update)[1], entries
 
         graph, state = nnx.split(self.blocks)
-        layer = gathering.Layer(jax.eval_shape(lambda: _layer(state, 0)), self.config.dtype)
+        layer = gather.LayerGather(jax.eval_shape(lambda: _layer(state, 0)), self.config.dtype)
 
         def block(params, carry):
             *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
             return tuple(carry), entry
 
         def with_policy(run, *, prevent_cse):
-            if self.config.remat == "none" and not layer.is_gathered and parallel.sequence_parts() == 1:
+            if (
+                self.config.remat == "none"
+                and not layer.is_gathered
+                and sequence.sequence_shards() == 1
+            ):
                 return run
-            keep_all = parallel.keeps_activations(*tokens.shape)
+            keep_all = remat.keep_activations(*tokens.shape)
             policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
             return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
 
         if layer.is_gathered and unroll:
-            run = with_policy(lambda params, carry: block(layer.open(params), carry)[0], prevent_cse=True)
-            return add_norm(*run_in_turn(run, Travel(layer.pack, layer.gather), state, (x, update)))[1], []
-        # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier against it is needed
-        run = with_policy(lambda carry, params: block(layer.used(params), carry), prevent_cse=unroll)
+            run = with_policy(
+                lambda params, carry: block(layer.unpack(params), carry)[0], prevent_cse=True
+            )
+            return add_norm(
+                *run_prefetched(run, Transport(layer.pack, layer.gather), state, (x, update))
+            )[1], []
+        # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier
+        # against it is needed
+        run = with_policy(
+            lambda carry, params: block(layer.gathered(params), carry), prevent_cse=unroll
+        )
         carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
         return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
-        return gathering.look_up(self.embedding, tokens, self.config.dtype)
+        return gather.embedding_lookup(self.embedding, tokens, self.config.dtype)
 
     def _head(self, normed: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
-        """Logits; of this device's part of the vocabulary, where devices split it."""
-        table = gathering.used(self.embedding, self.config.dtype)
-        return jnp.einsum("btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype))
+        """Logits; of this device's shard of the vocabulary, where devices split it."""
+        table = gather.gathered(self.embedding, self.config.dtype)
+        return jnp.einsum(
+            "btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype)
+        )
 
-    def _part(self) -> Part | None:
-        """Which part of the vocabulary this device has."""
-        axis = parallel.split_axis(self.embedding, "vocab")
-        return axis and Part(axis, self.config.vocab_size)
+    def _vocab_shard(self) -> VocabShard | None:
+        """Which shard of the vocabulary this device has."""
+        axis = placement.mesh_axis(self.embedding, "vocab")
+        return axis and VocabShard(axis, self.config.vocab_size)
 
 
-def _pieces(batch: int, tokens: int) -> int:
-    """How many pieces of the sequence the loss is taken in: of at least PIECE tokens, the last piece like the others."""
-    return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / PIECE)))))
+def _num_pieces(batch: int, tokens: int) -> int:
+    """How many pieces of the sequence the loss is taken in: of at least LOGIT_TOKENS tokens, the
+    last piece like the others.
+    """
+    return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / LOGIT_TOKENS)))))
 
 
 def _layer(stacked: Any, i: int) -> Any:

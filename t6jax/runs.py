@@ -1,4 +1,6 @@
-"""A run's directory: config.json, data/ (shards prepared for it), checkpoints/<step>/, metrics.jsonl, tensorboard/."""
+"""A run's directory: config.json, data/ (shards prepared for it), checkpoints/<step>/,
+metrics.jsonl, tensorboard/.
+"""
 
 import json
 import pathlib
@@ -29,12 +31,17 @@ def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run. Raises InputError where the directory or its config is missing or broken."""
+    """The config of a run. Raises InputError where the directory or its config is missing or
+    broken.
+    """
     path = workdir / CONFIG
     if not workdir.is_dir():
         raise InputError(f"{workdir}: there is no such run directory")
     if not path.exists():
-        raise InputError(f"{workdir} is no run directory: it has no {CONFIG}; name the --workdir of a training run")
+        raise InputError(
+            f"{workdir} is no run directory: it has no {CONFIG}; name the --workdir of a training "
+            "run"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as e:
@@ -65,11 +72,16 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         return []
-    # Orbax writes a step under a temporary name, which is no number, and renames it when it is whole
-    return sorted((int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+    # Orbax writes a step under a temporary name, which is no number, and renames it when it is
+    # whole
+    return sorted(
+        (int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True
+    )
 
 
-def restore_newest[T](workdir: pathlib.Path, steps: list[int], restore: Callable[[int], T]) -> tuple[int, T]:
+def restore_newest[T](
+    workdir: pathlib.Path, steps: list[int], restore: Callable[[int], T]
+) -> tuple[int, T]:
     """(step, restore(step)) of the newest step that can be read; a warning names each that cannot.
 
     Raises InputError where none can.
@@ -80,16 +92,24 @@ def restore_newest[T](workdir: pathlib.Path, steps: list[int], restore: Callable
             return step, restore(step)
         except (MemoryError, PermissionError):  # says nothing of the files
             raise
-        except Exception as e:  # whatever Orbax and TensorStore raise for damaged files: no one class covers it
+        except (
+            Exception
+        ) as e:  # whatever Orbax and TensorStore raise for damaged files: no one class covers it
             if "RESOURCE_EXHAUSTED" in str(e):
                 raise
-            reason = f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"
-            warnings.warn(f"checkpoint {path} cannot be read and is passed over ({reason})", stacklevel=2)
+            reason = (
+                f"{type(e).__name__}: "
+                f"{str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"
+            )
+            warnings.warn(
+                f"checkpoint {path} cannot be read and is passed over ({reason})", stacklevel=2
+            )
     raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")
 
 
 def load(ckpt_dir: str | pathlib.Path) -> tuple[T6, ModelConfig]:
-    """The model and its config from a run's directory (its newest readable checkpoint) or one step's.
+    """The model and its config from a run's directory (its newest readable checkpoint) or one
+    step's.
 
     Raises InputError where there is none.
     """

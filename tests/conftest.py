@@ -20,11 +20,19 @@ TINY = {
     "d_model": 24,
     "context_length": 32,
     "dtype": "float32",
-    "attention": {"name": "tpa", "num_heads": 5, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
+    "attention": {
+        "name": "tpa",
+        "num_heads": 5,
+        "head_dim": 8,
+        "rank_q": 3,
+        "rank_k": 2,
+        "rank_v": 1,
+    },
 }
 # the folder in which processes that the tests start keep what they have compiled, for the next one
 COMPILED = "T6JAX_TESTS_COMPILED"
-# JAX's option, in the environment of a process that a test starts, to compile fast what need not run fast
+# JAX's option, in the environment of a process that a test starts, to compile fast what need not
+# run fast
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ON_CPU = os.environ.get("JAX_PLATFORMS") == "cpu"
 
@@ -33,11 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if COMPILED not in os.environ:  # where tests run in several processes, these inherit it
         os.environ[COMPILED] = tempfile.mkdtemp(prefix="t6jax-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True))
-    jax.config.update(UNOPTIMIZED.lower(), ON_CPU)  # most of the tests' time would go into making tiny programs fast
+    jax.config.update(
+        UNOPTIMIZED.lower(), ON_CPU
+    )  # most of the tests' time would go into making tiny programs fast
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: one that came last would run alone, the other processes idle."""
+    """Files with slow tests come first: one that came last would run alone, the other processes
+    idle.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -78,10 +90,14 @@ def run_config(texts) -> dict:
 def tiny_run(texts: pathlib.Path) -> dict:
     config = common.get_config()
     config.update(steps=8, batch_size=4)
-    config.model.update(vocab_size=257, num_layers=2, d_model=16, context_length=16, dtype="float32")
+    config.model.update(
+        vocab_size=257, num_layers=2, d_model=16, context_length=16, dtype="float32"
+    )
     config.model.attention.update(num_heads=3, head_dim=4)
     config.data.update(path="", source=str(texts), tokenizer="bytes", validation_fraction=0.2)
-    config.optimizer.update(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=8)
+    config.optimizer.update(
+        learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=8
+    )
     config.checkpoint.update(every_steps=4, keep=2)
     config.validation.update(every_steps=4, batches=2, batch_size=4)
     config.log.update(every_steps=1, tensorboard=False)
@@ -90,7 +106,9 @@ def tiny_run(texts: pathlib.Path) -> dict:
 
 def program(name: str, *flags: str, **options) -> subprocess.CompletedProcess:
     """Runs train.py, eval.py or generate.py in a process of its own, output as text."""
-    return subprocess.run(command(name, *flags), **process_options(), capture_output=True, check=False, **options)
+    return subprocess.run(
+        command(name, *flags), **process_options(), capture_output=True, check=False, **options
+    )
 
 
 def command(name: str, *flags: str) -> list[str]:
@@ -98,6 +116,13 @@ def command(name: str, *flags: str) -> list[str]:
 
 
 def process_options() -> dict:
-    kept = {"COMPILATION_CACHE_DIR": os.environ[COMPILED], "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = {
+        "COMPILATION_CACHE_DIR": os.environ[COMPILED],
+        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     kept |= {"PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "PLATFORMS": "cpu"}
-    return {"cwd": ROOT, "env": os.environ | {f"JAX_{name}": value for name, value in kept.items()}, "text": True}
+    return {
+        "cwd": ROOT,
+        "env": os.environ | {f"JAX_{name}": value for name, value in kept.items()},
+        "text": True,
+    }

@@ -1,4 +1,6 @@
-"""The configs are the paper's: Tables 9 and 10 and section J.1, their parameter counts, and the table that describes them."""
+"""The configs are the paper's: Tables 9 and 10 and section J.1, their parameter counts, and the
+table that describes them.
+"""
 
 import math
 import pathlib
@@ -9,8 +11,8 @@ import jax
 import pytest
 from flax import nnx
 
-from t6jax.describe import model_config, row, table
 from t6jax.model import abstract
+from t6jax.programs.describe import model_config, row, table
 from t6jax.training.settings import check
 from tests.conftest import ROOT, process_options
 
@@ -26,8 +28,18 @@ HEADS = {
     "tpa": (34, 47, 61, 78),
 }
 # Table 9, but for XL twice its accumulation steps; sections J.1 and J.3
-SHAPES = {"small": (12, 768, 5), "medium": (24, 1024, 3), "large": (36, 1280, 4), "xl": (48, 1600, 20)}
-LEARNING_RATES = {"small": (6e-4, 3e-5), "medium": (6e-4, 3e-5), "large": (2e-4, 1e-5), "xl": (1e-4, 1e-5)}
+SHAPES = {
+    "small": (12, 768, 5),
+    "medium": (24, 1024, 3),
+    "large": (36, 1280, 4),
+    "xl": (48, 1600, 20),
+}
+LEARNING_RATES = {
+    "small": (6e-4, 3e-5),
+    "medium": (6e-4, 3e-5),
+    "large": (2e-4, 1e-5),
+    "xl": (1e-4, 1e-5),
+}
 ABLATIONS = (
     "xl_tpa_kvonly_r4",
     "xl_tpa_kvonly_r6",
@@ -42,8 +54,9 @@ ABLATIONS = (
     "xl_mla_matched",
 )
 NAMES = [f"{size}_{mechanism}" for size in SIZES for mechanism in HEADS] + list(ABLATIONS)
-# Table 10's d_c = 512 and d_c' = 1024, which the published configs have too, give these more than the 353 M, 772 M and 1.55 B
-# that Table 9 says; with 256 and 512 their head counts are MHA's count (the *_mla_matched configs)
+# Table 10's d_c = 512 and d_c' = 1024, which the published configs have too, give these more than
+# the 353 M, 772 M and 1.55 B that Table 9 says; with 256 and 512 their head counts are MHA's count
+# (the *_mla_matched configs)
 OVER = {"medium_mla": 417_976_320, "large_mla": 909_321_216, "xl_mla": 1_810_065_408}
 
 
@@ -67,7 +80,9 @@ def test_a_config_builds_abstractly_with_the_papers_parameter_count(name):
     if name in OVER:
         assert counted == OVER[name]
         return
-    assert abs(counted / SIZES[name.split("_")[0]] - 1) < 0.01  # the paper's figure has three digits
+    assert (
+        abs(counted / SIZES[name.split("_")[0]] - 1) < 0.01
+    )  # the paper's figure has three digits
     mha = model_config(CONFIGS / f"{name.split('_')[0]}_mha.py").parameter_count
     assert abs(counted / mha - 1) < 0.02
 
@@ -83,20 +98,31 @@ def test_a_config_has_tables_9_and_10s_values(mechanism, size):
     assert attention["num_heads"] == HEADS[mechanism][list(SIZES).index(size)]
     own = {
         "gqa": {"num_kv_heads": 2},
-        "mla": {"rope_dim": 32, "kv_rank": 256 if size == "small" else 512, "q_rank": 512 if size == "small" else 1024},
+        "mla": {
+            "rope_dim": 32,
+            "kv_rank": 256 if size == "small" else 512,
+            "q_rank": 512 if size == "small" else 1024,
+        },
         "tpa": {"rank_q": 6, "rank_k": 2, "rank_v": 2},
         "tpa_kvonly": {"rank_k": 2, "rank_v": 2},
     }.get(mechanism, {})
     assert own.items() <= attention.items()
     assert (optimizer["learning_rate"], optimizer["min_learning_rate"]) == LEARNING_RATES[size]
     assert (config["batch_size"], model["context_length"], config["steps"]) == (480, 1024, 100_000)
-    assert (optimizer["warmup_steps"], optimizer["weight_decay"], optimizer["clip_norm"]) == (2000, 0.1, 1.0)
+    assert (optimizer["warmup_steps"], optimizer["weight_decay"], optimizer["clip_norm"]) == (
+        2000,
+        0.1,
+        1.0,
+    )
     assert (optimizer["beta_1"], optimizer["beta_2"], model["vocab_size"]) == (0.9, 0.95, 50304)
 
 
 def test_the_learning_rate_ablation_differs_in_nothing_else():
     ablation, base = load("medium_tpa_lr3e-4").to_dict(), load("medium_tpa").to_dict()
-    assert (ablation["optimizer"]["learning_rate"], ablation["optimizer"]["min_learning_rate"]) == (3e-4, 6e-5)
+    assert (ablation["optimizer"]["learning_rate"], ablation["optimizer"]["min_learning_rate"]) == (
+        3e-4,
+        6e-5,
+    )
     base["optimizer"] |= {"learning_rate": 3e-4, "min_learning_rate": 6e-5}
     assert ablation == base
 
@@ -109,19 +135,41 @@ def test_a_config_file_is_a_few_lines():
 def test_describe_prints_a_row_of_counts_and_ratios():
     xl = row("xl_tpa", model_config(CONFIGS / "xl_tpa.py"))
     # (2 + 2)(78 + 64) numbers a layer, against 2 x 1600
-    assert xl == ("xl_tpa", "tpa", "48", "1600", "78", "1,555,814,400", "1.001", f"{48 * 568 * 2:,}", f"{568 / 3200:.3f}")
-    lines = table([str(CONFIGS / "small_mha.py"), str(CONFIGS / "small_mla.py"), str(CONFIGS / "__init__.py")]).splitlines()
-    assert len(lines) == 3 and lines[1].startswith("small_mha") and lines[1].rstrip().endswith("1.000")
+    assert xl == (
+        "xl_tpa",
+        "tpa",
+        "48",
+        "1600",
+        "78",
+        "1,555,814,400",
+        "1.001",
+        f"{48 * 568 * 2:,}",
+        f"{568 / 3200:.3f}",
+    )
+    lines = table(
+        [str(CONFIGS / "small_mha.py"), str(CONFIGS / "small_mla.py"), str(CONFIGS / "__init__.py")]
+    ).splitlines()
+    assert (
+        len(lines) == 3 and lines[1].startswith("small_mha") and lines[1].rstrip().endswith("1.000")
+    )
 
 
 @pytest.mark.slow
 def test_describe_runs_from_the_command_line():
     run = lambda *a: subprocess.run(
-        [sys.executable, "-m", "t6jax.describe", *a], **process_options(), capture_output=True, check=False
+        [sys.executable, "-m", "t6jax.programs.describe", *a],
+        **process_options(),
+        capture_output=True,
+        check=False,
     )
     done = run(*sorted(str(p.relative_to(ROOT)) for p in CONFIGS.glob("*.py")))
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(list(CONFIGS.glob("*.py")))  # a header, and all but __init__.py
+    assert len(done.stdout.splitlines()) == len(
+        list(CONFIGS.glob("*.py"))
+    )  # a header, and all but __init__.py
     done = run("configs/none.py")
-    assert done.returncode == 1 and done.stderr == "error: configs/none.py: there is no such config file\n"
+    assert (
+        done.returncode == 1
+        and done.stderr == "error: configs/none.py: there is no such config file\n"
+    )
     assert not pathlib.Path("configs/none.py").exists()

@@ -1,4 +1,6 @@
-"""Generation: greedy is recomputing everything, decoding is compiled once, sampling draws from what it may."""
+"""Generation: greedy is recomputing everything, decoding is compiled once, sampling draws from what
+it may.
+"""
 
 import logging
 
@@ -37,13 +39,18 @@ def test_greedy_is_recomputing_the_full_forward_at_every_token(model):
 def test_nothing_is_compiled_again_whatever_the_lengths_and_temperatures(model, caplog):
     generate(model, PROMPTS, 3, temperature=1.0, top_p=0.9)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        for prompts, tokens, temperature in (([[1], [2, 3], [4]], 25, 0.7), ([[7] * 14, [8], [9] * 3], 11, 0.1)):
+        for prompts, tokens, temperature in (
+            ([[1], [2, 3], [4]], 25, 0.7),
+            ([[7] * 14, [8], [9] * 3], 11, 0.1),
+        ):
             generate(model, prompts, tokens, temperature=temperature, top_p=temperature)
     assert not [record.message for record in caplog.records if "Compiling" in record.message]
     generate(model, PROMPTS, 3, max_length=30)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         generate(model, PROMPTS, 3, max_length=29)
-    assert [record.message for record in caplog.records if "Compiling" in record.message], "what is looked for is there"
+    assert [record.message for record in caplog.records if "Compiling" in record.message], (
+        "what is looked for is there"
+    )
 
 
 def test_streaming_yields_what_generate_returns(model):

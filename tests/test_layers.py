@@ -29,4 +29,7 @@ def test_padding_changes_neither_output_nor_gradients(monkeypatch):
         assert ("pad[" in str(jax.make_jaxpr(run)(state, x))) is padded
         results.append(jax.value_and_grad(run, argnums=(0, 1))(state, x))
     # sums of some thousand float32 terms
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=4096 * 6e-8 * np.abs(b).max()), *results)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=4096 * 6e-8 * np.abs(b).max()),
+        *results,
+    )

@@ -1,4 +1,6 @@
-"""T6: causal, the same stacked or not, the same whole or token by token, with the paper's number of parameters."""
+"""T6: causal, the same stacked or not, the same whole or token by token, with the paper's number of
+parameters.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,10 @@ def lively(model: T6) -> T6:
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [jax.random.normal(k, x.shape) * 0.3 if not x.any() else x for k, x in zip(keys, leaves, strict=True)]
+    leaves = [
+        jax.random.normal(k, x.shape) * 0.3 if not x.any() else x
+        for k, x in zip(keys, leaves, strict=True)
+    ]
     return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
 
 
@@ -34,7 +39,8 @@ def tokens(shape, seed=0):
 
 
 def close(x, y):
-    # each of 3 layers rounds sums of up to 64 terms a few times; errors add up over the residual stream
+    # each of 3 layers rounds sums of up to 64 terms a few times; errors add up over the residual
+    # stream
     np.testing.assert_allclose(x, y, rtol=0, atol=3 * 4 * 64 * EPSILON * float(jnp.abs(y).max()))
 
 
@@ -55,7 +61,8 @@ def test_logits_are_float32_whatever_the_computation(model):
     half = nnx.merge(nnx.graphdef(half), nnx.state(model))
     out, exact = run(half, tokens((2, 12))), run(model, tokens((2, 12)))
     assert out.dtype == jnp.float32
-    # bfloat16 rounds each of some 10 steps a layer to 2^-9; errors of independent steps add up as their root
+    # bfloat16 rounds each of some 10 steps a layer to 2^-9; errors of independent steps add up as
+    # their root
     error = jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact)
     assert 2**-9 < error < 2**-9 * np.sqrt(3 * 10) * 4
 
@@ -75,7 +82,10 @@ def plain(model):
     return loss_and_gradient(model)
 
 
-@pytest.mark.parametrize("changes", [{"remat": "dots"}, {"remat": "full"}, {"unroll": True}, {"remat": "dots", "unroll": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"remat": "dots"}, {"remat": "full"}, {"unroll": True}, {"remat": "dots", "unroll": True}],
+)
 def test_rematerialisation_and_unrolling_change_no_gradient(model, plain, changes):
     jax.tree.map(close, loss_and_gradient(model, **changes), plain)
 
@@ -85,7 +95,9 @@ def test_prefill_and_decoding_token_by_token_is_the_full_forward(model, stacked)
     model = model if stacked else model.unstacked()
     rows, full = tokens((3, 20)), run(model, tokens((3, 20)))
     lengths = jnp.array([1, 5, 12])
-    logits, caches = jax.jit(lambda *args: model.prefill(*args))(rows[:, :12], lengths, model.empty_caches(3, 20))
+    logits, caches = jax.jit(lambda *args: model.prefill(*args))(
+        rows[:, :12], lengths, model.empty_caches(3, 20)
+    )
     extend = jax.jit(lambda *args: model.extend(*args))
     each = jnp.arange(3)
     close(logits, full[each, lengths - 1])
@@ -131,7 +143,8 @@ def test_a_frequent_tokens_gradient_is_not_summed_in_bfloat16():
 
     exact = gradient("float32")
     error = jnp.linalg.norm(gradient("bfloat16") - exact) / jnp.linalg.norm(exact)
-    # half a bfloat16 ulp for each of some 10 roundings on the way; a bfloat16 sum of 500 terms would lose 2^-9 * 500 / 2
+    # half a bfloat16 ulp for each of some 10 roundings on the way; a bfloat16 sum of 500 terms
+    # would lose 2^-9 * 500 / 2
     assert error < 10 * 2**-9
 
 
@@ -139,7 +152,12 @@ def test_compiled_size_does_not_grow_with_depth():
     def operations(layers):
         model = abstract(ModelConfig.from_dict(TINY | {"num_layers": layers}))
         graph, state = nnx.split(model)
-        return len(jax.jit(lambda s, t: nnx.merge(graph, s)(t)).lower(state, tokens((1, 8))).as_text().splitlines())
+        return len(
+            jax.jit(lambda s, t: nnx.merge(graph, s)(t))
+            .lower(state, tokens((1, 8)))
+            .as_text()
+            .splitlines()
+        )
 
     assert operations(48) == operations(2)
 

@@ -36,7 +36,7 @@ def test_config_keys_in_the_readme_exist():
 @pytest.mark.parametrize("path", report.FILES, ids=lambda path: path.name)
 def test_the_measured_tables_are_those_of_the_recorded_results(path):
     text = path.read_text()
-    assert "<!-- benchmarks.report: " in text and report.filled(text) == text
+    assert "<!-- benchmarks.report: " in text and report.with_tables(text) == text
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The launch scripts: their XLA flags exist in this jaxlib, and they start train.py with the layout they name."""
+"""The launch scripts: their XLA flags exist in this jaxlib, and they start train.py with the layout
+they name.
+"""
 
 import os
 import subprocess
@@ -14,7 +16,9 @@ def test_every_xla_flag_of_the_scripts_exists():
     code = "import jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])"
     run = ["bash", "-c", f'source scripts/gpu_flags.sh && "{sys.executable}" -c "{code}"']
     done = subprocess.run(run, **process_options(), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr  # XLA ends a process that gives it a flag it does not know
+    assert done.returncode == 0, (
+        done.stderr
+    )  # XLA ends a process that gives it a flag it does not know
     assert "--xla_gpu_enable_latency_hiding_scheduler=true" in done.stdout
 
 
@@ -30,21 +34,39 @@ def test_one_node_splits_parameters_over_its_gpus_and_flags_given_come_last(tmp_
     options["env"] |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     run = ["bash", str(copy / "train_node.sh"), "configs/xl_tpa.py", "--config.mesh.fsdp=4"]
     done = subprocess.run(run, **options, capture_output=True, check=True)
-    want = "train.py --config=configs/xl_tpa.py --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.fsdp=4\n"
+    want = (
+        "train.py --config=configs/xl_tpa.py --config.mesh.data=1 --config.mesh.fsdp=-1 "
+        "--config.mesh.fsdp=4\n"
+    )
     assert done.stdout == want
 
 
 @pytest.mark.parametrize(("status", "queued_again"), [(0, ""), (1, ""), (143, "requeue 7\n")])
-def test_slurm_splits_parameters_over_a_nodes_processes_and_what_was_stopped_is_queued_again(tmp_path, status, queued_again):
+def test_slurm_splits_parameters_over_a_nodes_processes_and_what_was_stopped_is_queued_again(
+    tmp_path, status, queued_again
+):
     for name, text in {"srun": f'echo "${{@:3}}"; exit {status}', "scontrol": 'echo "$@"'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     options = process_options()
-    options["env"] |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7"}
-    run = ["bash", "scripts/train_slurm.sh", "configs/xl_tpa.py", "--config.steps=9", "--workdir=a b"]
+    options["env"] |= {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_JOB_ID": "7",
+    }
+    run = [
+        "bash",
+        "scripts/train_slurm.sh",
+        "configs/xl_tpa.py",
+        "--config.steps=9",
+        "--workdir=a b",
+    ]
     done = subprocess.run(run, **options, capture_output=True, check=False)
     assert done.returncode == status
-    flags = "--config=configs/xl_tpa.py --config.mesh.data=-1 --config.mesh.fsdp=4 --config.steps=9 --workdir=a b"
+    flags = (
+        "--config=configs/xl_tpa.py --config.mesh.data=-1 --config.mesh.fsdp=4 "
+        "--config.steps=9 --workdir=a b"
+    )
     assert done.stdout == f"train.py {flags}\n{queued_again}"
 
 

@@ -1,4 +1,6 @@
-"""Attention mechanisms, one file each, all behind the interface of `base`; here they are registered by name."""
+"""Attention mechanisms, one file each, all behind the interface of `base`; here they are registered
+by name.
+"""
 
 from t6jax.attention.base import Attention, AttentionConfig, Cache
 from t6jax.attention.gqa import GQAConfig
@@ -28,4 +30,10 @@ MECHANISMS: dict[str, type[AttentionConfig]] = {
     )
 }
 
-__all__ = ["MECHANISMS", "Attention", "AttentionConfig", "Cache", *(config.__name__ for config in MECHANISMS.values())]
+__all__ = [
+    "MECHANISMS",
+    "Attention",
+    "AttentionConfig",
+    "Cache",
+    *(config.__name__ for config in MECHANISMS.values()),
+]

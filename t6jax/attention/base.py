@@ -1,4 +1,6 @@
-"""The one interface of an attention mechanism: all that the model, the caches and the decode loop know of one."""
+"""The one interface of an attention mechanism: all that the model, the caches and the decode loop
+know of one.
+"""
 
 import abc
 import dataclasses
@@ -9,22 +11,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from t6jax import parallel
 from t6jax.errors import InputError
 from t6jax.layers import parameter, uniform
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.rope import RoPE
 from t6jax.ops.token_cache import TokenCache
+from t6jax.parallel import placement, sequence
 
 HEAD_NORM_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(abc.ABC):
-    """What every mechanism's settings have in common; a mechanism's own file adds its ranks and the like.
+    """What every mechanism's settings have in common; a mechanism's own file adds its ranks and the
+    like.
 
     num_heads: h. head_dim: d_h, the width of a head's output.
-    head_norm: RMSNorm with weights over each head's output, epsilon 1e-5 (the published code's using_groupnorm).
+    head_norm: RMSNorm with weights over each head's output, epsilon 1e-5 (the published code's
+        using_groupnorm).
     """
 
     name: ClassVar[str]
@@ -39,7 +43,8 @@ class AttentionConfig(abc.ABC):
         self.require_positive("num_heads", "head_dim", self.rotated)
         if getattr(self, self.rotated) % 2:
             raise InputError(
-                f"attention.{self.rotated} must be even, since RoPE rotates pairs of features; got {getattr(self, self.rotated)}"
+                f"attention.{self.rotated} must be even, since RoPE rotates pairs of features; got "
+                f"{getattr(self, self.rotated)}"
             )
 
     def require_positive(self, *keys: str) -> None:
@@ -51,11 +56,16 @@ class AttentionConfig(abc.ABC):
     def require_one_of(self, allowed: Any, *keys: str) -> None:
         for key in keys:
             if getattr(self, key) not in allowed:
-                raise InputError(f"attention.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+                raise InputError(
+                    f"attention.{key} must be one of {', '.join(allowed)}; got "
+                    f"{getattr(self, key)!r}"
+                )
 
     @property
     def mixes_heads(self) -> bool:
-        """Whether a head's numbers depend on another head's, so that devices cannot split the heads."""
+        """Whether a head's numbers depend on another head's, so that devices cannot split the
+        heads.
+        """
         return False
 
     @property
@@ -68,17 +78,23 @@ class AttentionConfig(abc.ABC):
         """Parameters of one attention layer up to the heads' outputs."""
 
     def parameter_count(self, d_model: int) -> int:
-        """Parameters of one attention layer (Table 1): the mechanism's own, W^O's and head_norm's."""
+        """Parameters of one attention layer (Table 1): the mechanism's own, W^O's and
+        head_norm's.
+        """
         output = self.num_heads * self.head_dim * d_model
         return self.input_parameter_count(d_model) + output + self.head_norm * self.head_dim
 
-    def build(self, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> "Attention":
+    def build(
+        self, d_model: int, *, rope: RoPE, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> "Attention":
         """The mechanism's module."""
-        return self.module(self, d_model, Start(rngs, param_dtype), rope=rope, dtype=dtype)
+        return self.module(self, d_model, Initializer(rngs, param_dtype), rope=rope, dtype=dtype)
 
 
 class Cache(Protocol):
-    """What a mechanism keeps of the past tokens of B sequences: a pytree of arrays with room for max_length tokens."""
+    """What a mechanism keeps of the past tokens of B sequences: a pytree of arrays with room for
+    max_length tokens.
+    """
 
     max_length: int
 
@@ -88,8 +104,10 @@ class Cache(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """Makes a module's parameters as they are before training; axes are the names that sharding goes by."""
+class Initializer:
+    """Makes a module's parameters as they are before training; axes are the names that sharding
+    goes by.
+    """
 
     rngs: nnx.Rngs
     dtype: DTypeLike
@@ -99,7 +117,9 @@ class Start:
         return parameter(uniform(self.rngs.params(), bound, shape, self.dtype), *axes)
 
     def linear(self, shape: tuple[int, ...], *axes: str) -> nnx.Param:
-        """A linear map of its first axis, as the published code starts those it says nothing about: U(+- n_in**-0.5)."""
+        """A linear map of its first axis, as the published code starts those it says nothing about:
+        U(+- n_in**-0.5).
+        """
         return self.uniform(shape[0] ** -0.5, shape, *axes)
 
     def full(self, value: float, shape: tuple[int, ...], *axes: str) -> nnx.Param:
@@ -108,34 +128,54 @@ class Start:
 
 
 class Attention(nnx.Module):
-    """One attention layer. A mechanism says how hidden states become a query and a cache entry, and attends with them.
+    """One attention layer. A mechanism says how hidden states become a query and a cache entry, and
+    attends with them.
 
-    Queries and entries are pytrees of the mechanism's own making, with axes [B, T, ...]; entries are per token.
+    Queries and entries are pytrees of the mechanism's own making, with axes [B, T, ...]; entries
+    are per token.
     """
 
-    def __init__(self, config: AttentionConfig, d_model: int, start: Start, *, rope: RoPE, dtype: DTypeLike):
+    def __init__(
+        self,
+        config: AttentionConfig,
+        d_model: int,
+        init: Initializer,
+        *,
+        rope: RoPE,
+        dtype: DTypeLike,
+    ):
         self.config, self.rope, self.dtype = config, rope, dtype
         # W^O of eq. 3.3, starting at zero as in the published code
-        self.w_o = start.full(0, (config.num_heads, config.head_dim, d_model), "heads", "head_dim", "d_model")
+        self.w_o = init.full(
+            0, (config.num_heads, config.head_dim, d_model), "heads", "head_dim", "d_model"
+        )
         if config.head_norm:
-            self.head_norm = start.full(1, (config.head_dim,), "head_dim")
+            self.head_norm = init.full(1, (config.head_dim,), "head_dim")
 
-    def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Any, Any]:
+    def project(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
+    ) -> tuple[Any, Any]:
         """Hidden states to (query, entry) of tokens at the given positions."""
         raise NotImplementedError
 
     def attend(
-        self, query: Any, entry: Any, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+        self,
+        query: Any,
+        entry: Any,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
     ) -> Float[Array, "B T H E"]:
         """Causal attention of a whole sequence over itself.
 
-        entry, positions and segment_ids are of the whole sequence; where devices split it, query is of this device's tokens
-        (t6jax.parallel.own_tokens), and heads are this device's.
+        entry, positions and segment_ids are of the whole sequence; where devices split it, query is
+        of this device's tokens (t6jax.sequence.local_tokens), and heads are this device's.
         """
         raise NotImplementedError
 
     def decode(self, query: Any, cache: Cache, lengths: Int[Array, "B"]) -> Float[Array, "B N H E"]:
-        """Attention of N new tokens, already appended, over the cache; lengths include the new tokens."""
+        """Attention of N new tokens, already appended, over the cache; lengths include the new
+        tokens.
+        """
         raise NotImplementedError
 
     def empty_cache(self, batch: int, max_length: int) -> Cache:
@@ -154,24 +194,35 @@ class Attention(nnx.Module):
         return param[...].astype(self.dtype)
 
     def output(self, heads: Float[Array, "B T H E"]) -> Float[Array, "B T d_model"]:
-        """Concat(head_1, ..., head_h) W^O (eq. 3.3), the heads normed first where the config says so."""
+        """Concat(head_1, ..., head_h) W^O (eq. 3.3), the heads normed first where the config says
+        so.
+        """
         if self.config.head_norm:
             heads = rms_norm(heads, HEAD_NORM_EPSILON, self.head_norm[...])
-        return parallel.sum_over(self.w_o, "heads", jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o)))
+        return placement.psum_over(
+            self.w_o, "heads", jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o))
+        )
 
     def __call__(
-        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
+        self,
+        x: Float[Array, "B T d_model"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T d_model"], Any]:
-        """The layer over whole sequences: its output, and the cache entries of the tokens (for prefill)."""
+        """The layer over whole sequences: its output, and the cache entries of the tokens (for
+        prefill).
+        """
         query, entry = self.project(x, positions)
-        # along a sequence split over devices the cache entries travel, not keys and values
-        whole = parallel.whole_sequence((entry, positions, segment_ids))
+        # along a sequence split over devices the cache entries transport, not keys and values
+        whole = sequence.gather_sequence((entry, positions, segment_ids))
         return self.output(self.attend(query, *whole)), entry
 
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]
     ) -> tuple[Float[Array, "B N d_model"], Cache]:
-        """The layer for N new tokens of each sequence against its cache; lengths include the new tokens."""
+        """The layer for N new tokens of each sequence against its cache; lengths include the new
+        tokens.
+        """
         starts = lengths - x.shape[1]
         query, entry = self.project(x, starts[:, None] + jnp.arange(x.shape[1]))
         cache = cache.append(entry, starts)

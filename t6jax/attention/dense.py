@@ -1,4 +1,6 @@
-"""What MHA, GQA, MQA and MFA share: keys and values of G heads, each serving h/G query heads (sections 2.2, H.1, H.2)."""
+"""What MHA, GQA, MQA and MFA share: keys and values of G heads, each serving h/G query heads
+(sections 2.2, H.1, H.2).
+"""
 
 import abc
 import dataclasses
@@ -7,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t6jax import parallel
-from t6jax.attention.base import Attention, AttentionConfig, Start
-from t6jax.ops.causal_attention import causal_attention
-from t6jax.ops.decode_dense import decode_dense
+from t6jax.attention.base import Attention, AttentionConfig, Initializer
+from t6jax.ops.attention import causal_attention
+from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.token_cache import TokenCache
+from t6jax.parallel import placement
 
 
 class KeysValues(NamedTuple):
@@ -22,41 +24,51 @@ class KeysValues(NamedTuple):
 
 
 class Dense(Attention):
-    """Q_i = X W_i^Q, K_g = X W_g^K, V_g = X W_g^V; head i attends with the keys and values of group g(i)."""
+    """Q_i = X W_i^Q, K_g = X W_g^K, V_g = X W_g^V; head i attends with the keys and values of group
+    g(i).
+    """
 
-    def __init__(self, config: "DenseConfig", d_model: int, start: Start, **options: Any):
-        super().__init__(config, d_model, start, **options)
+    def __init__(self, config: "DenseConfig", d_model: int, init: Initializer, **options: Any):
+        super().__init__(config, d_model, init, **options)
         shape = (d_model, config.groups, config.head_dim)
         axis = "heads" if config.groups == config.num_heads else "kv_heads"
-        self.w_k, self.w_v = (start.linear(shape, "d_model", axis, "head_dim") for _ in range(2))
-        self.new_query(start)
+        self.w_k, self.w_v = (init.linear(shape, "d_model", axis, "head_dim") for _ in range(2))
+        self.new_query(init)
 
-    def new_query(self, start: Start) -> None:
+    def new_query(self, init: Initializer) -> None:
         """Makes the parameters of the queries."""
         shape = (self.w_o.shape[-1], self.config.num_heads, self.config.head_dim)
-        self.w_q = start.linear(shape, "d_model", "heads", "head_dim")
+        self.w_q = init.linear(shape, "d_model", "heads", "head_dim")
 
     def query(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T H D"]:
         """The queries before RoPE."""
         return jnp.einsum("btd,dhe->bthe", x, self.weight(self.w_q))
 
-    def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Array, KeysValues]:
+    def project(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
+    ) -> tuple[Array, KeysValues]:
         k, v = (jnp.einsum("btd,dge->btge", x, self.weight(w)) for w in (self.w_k, self.w_v))
         return self.rope(self.query(x), positions), KeysValues(self.rope(k, positions), v)
 
     def attend(
-        self, query: Array, entry: KeysValues, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+        self,
+        query: Array,
+        entry: KeysValues,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
     ) -> Float[Array, "B T H D"]:
         k, v = entry
         c = self.config
-        if 1 < k.shape[2] == c.groups < c.num_heads and parallel.split_axis(self.w_o, "heads"):
+        if 1 < k.shape[2] == c.groups < c.num_heads and placement.mesh_axis(self.w_o, "heads"):
             # some of the heads, all of the groups: each head takes its own
-            head = parallel.first_index(self.w_o, "heads") + jnp.arange(query.shape[2])
+            head = placement.shard_start(self.w_o, "heads") + jnp.arange(query.shape[2])
             group = jnp.minimum(head * c.groups // c.num_heads, c.groups - 1)
             k, v = k[:, :, group], v[:, :, group]
         return causal_attention(query, k, v, segment_ids=segment_ids)
 
-    def decode(self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
+    def decode(
+        self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]
+    ) -> Float[Array, "B N H D"]:
         return decode_dense(query, cache.tokens.k, cache.tokens.v, lengths)
 
 

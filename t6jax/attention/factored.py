@@ -1,4 +1,5 @@
-"""What the mechanisms of the TPA family share: keys and values that are sums of tensor products (sections 3.1 to 3.3).
+"""What the mechanisms of the TPA family share: keys and values that are sums of tensor products
+(sections 3.1 to 3.3).
 
 A mechanism adds its queries; which factors depend on the token is said by its config.
 """
@@ -14,39 +15,49 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.tensor_products import Product, head_room
-from t6jax import parallel
-from t6jax.attention.base import Attention, AttentionConfig, Start
+from pallas_kernels.factors.tensor_products import Product, head_room
+from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.errors import InputError
 from t6jax.layers import pad_columns, worth_copying_weights
-from t6jax.ops.causal_attention import causal_attention
+from t6jax.ops.attention import causal_attention
 from t6jax.ops.decode import decode
 from t6jax.ops.precision import at_least_float32
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine, expand, factors
 from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery, key_value_factors
+from t6jax.parallel import sequence
 
-# Bounds of the uniform start of a factor map, from the axes of its weights as the published code stores them:
-# (d_model, h, R) for an A factor, (d_model, R, d_h) for a B factor.
+# Bounds of the uniform start of a factor map, from the axes of its weights as the published code
+# stores them: (d_model, h, R) for an A factor, (d_model, R, d_h) for a B factor.
 INITS = {
-    # Xavier on the weight matrix, as the paper's text has it (appendix I): n_in = d_model, n_out = R * size
+    # Xavier on the weight matrix, as the paper's text has it (appendix I): n_in = d_model, n_out =
+    # R * size
     "xavier": lambda d_model, axis_1, axis_2: math.sqrt(6 / (d_model + axis_1 * axis_2)),
-    # Xavier on the three-axis view, as the published code has it: PyTorch takes the last axis for a receptive field
-    "xavier_three_axes": lambda d_model, axis_1, axis_2: math.sqrt(6 / (axis_2 * (axis_1 + d_model))),
+    # Xavier on the three-axis view, as the published code has it: PyTorch takes the last axis for a
+    # receptive field
+    "xavier_three_axes": lambda d_model, axis_1, axis_2: math.sqrt(
+        6 / (axis_2 * (axis_1 + d_model))
+    ),
 }
 
 # Nonlinear head factors (appendix I): of each of the R vectors a_r, softmax over its h heads
-ACTIVATIONS = {"none": lambda a: a, "sigmoid": jax.nn.sigmoid, "softmax": functools.partial(jax.nn.softmax, axis=-1)}
+ACTIVATIONS = {
+    "none": lambda a: a,
+    "sigmoid": jax.nn.sigmoid,
+    "softmax": functools.partial(jax.nn.softmax, axis=-1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class FactoredConfig(AttentionConfig):
     """rank_k, rank_v: R_K, R_V of eq. 3.1. init: a name in INITS.
 
-    shared_kv_b: the values' B factors are the keys' (appendix I). RoPE rotates keys and not values, so the one set is
-        cached as it is before RoPE: values read it as it is, keys rotate it by its place in the cache when they are formed.
-        (Cached rotated, values would have to be rotated back, and would carry the rounding of two rotations.)
-    activation_k, activation_v: what follows the linear maps of the head factors A, a name in ACTIVATIONS.
+    shared_kv_b: the values' B factors are the keys' (appendix I). RoPE rotates keys and not values,
+        so the one set is cached as it is before RoPE: values read it as it is, keys rotate it by
+        its place in the cache when they are formed. (Cached rotated, values would have to be
+        rotated back, and would carry the rounding of two rotations.)
+    activation_k, activation_v: what follows the linear maps of the head factors A, a name in
+        ACTIVATIONS.
     """
 
     contextual_a: ClassVar[bool] = True
@@ -68,12 +79,14 @@ class FactoredConfig(AttentionConfig):
         for key in activations:
             if not self.contextual_a and getattr(self, key) != "none":
                 raise InputError(
-                    f"attention.{key} must be none with {self.name}, whose head factors do not depend on the token; "
+                    f"attention.{key} must be none with {self.name}, whose head factors do not "
+                    "depend on the token; "
                     f"got {getattr(self, key)!r}"
                 )
         if self.shared_kv_b and self.rank_k != self.rank_v:
             raise InputError(
-                f"attention.rank_v must equal attention.rank_k with shared_kv_b; got rank_k={self.rank_k}, rank_v={self.rank_v}"
+                "attention.rank_v must equal attention.rank_k with shared_kv_b; got "
+                f"rank_k={self.rank_k}, rank_v={self.rank_v}"
             )
 
     @property
@@ -92,7 +105,9 @@ class FactoredConfig(AttentionConfig):
 
     @property
     def linear(self) -> bool:
-        """Whether each token's queries, keys and values are eq. 3.1 of linear maps alone, each with factors of its own."""
+        """Whether each token's queries, keys and values are eq. 3.1 of linear maps alone, each with
+        factors of its own.
+        """
         plain = all(getattr(self, field.name) == "none" for field in self.activations())
         return self.contextual_a and self.contextual_b and not self.shared_kv_b and plain
 
@@ -109,7 +124,10 @@ class FactoredConfig(AttentionConfig):
     @property
     def cached_numbers_per_token(self) -> int:
         b_sets = self.rank_k + (0 if self.shared_kv_b else self.rank_v)
-        return self.contextual_a * (self.rank_k + self.rank_v) * self.num_heads + self.contextual_b * b_sets * self.b_numbers
+        return (
+            self.contextual_a * (self.rank_k + self.rank_v) * self.num_heads
+            + self.contextual_b * b_sets * self.b_numbers
+        )
 
     def input_parameter_count(self, d_model: int) -> int:
         return (
@@ -130,61 +148,88 @@ class FactoredConfig(AttentionConfig):
 
 
 class Factored(Attention):
-    """Keys and values are 1/R sum_r a_r (x) b_r, cached as their factors; a mechanism adds its queries.
+    """Keys and values are 1/R sum_r a_r (x) b_r, cached as their factors; a mechanism adds its
+    queries.
 
     A factor map is [d_model, R, size]; a factor that is the same for all tokens is [R, size].
     """
 
-    def __init__(self, config: FactoredConfig, d_model: int, start: Start, **options: Any):
-        super().__init__(config, d_model, start, **options)
-        self.w_a_k, self.w_a_v = self.new_a(start, config.rank_k), self.new_a(start, config.rank_v)
-        self.w_b_k = self.new_b(start, config.rank_k)
+    def __init__(self, config: FactoredConfig, d_model: int, init: Initializer, **options: Any):
+        super().__init__(config, d_model, init, **options)
+        self.w_a_k, self.w_a_v = self.new_a(init, config.rank_k), self.new_a(init, config.rank_v)
+        self.w_b_k = self.new_b(init, config.rank_k)
         if not config.shared_kv_b:
-            self.w_b_v = self.new_b(start, config.rank_v)
+            self.w_b_v = self.new_b(init, config.rank_v)
 
-    def new_a(self, start: Start, rank: int) -> nnx.Param:
+    def new_a(self, init: Initializer, rank: int) -> nnx.Param:
         """Parameters of the head factors of the queries, the keys or the values."""
         heads = self.config.num_heads
-        return self._new_factor(start, heads, rank, "heads", view=(heads, rank), contextual=self.config.contextual_a)
+        return self._new_factor(
+            init, heads, rank, "heads", view=(heads, rank), contextual=self.config.contextual_a
+        )
 
-    def new_b(self, start: Start, rank: int, dim: int | None = None) -> nnx.Param:
+    def new_b(self, init: Initializer, rank: int, dim: int | None = None) -> nnx.Param:
         """Parameters of the feature factors, of `dim` features each, default b_dim."""
         dim = self.config.b_dim if dim is None else dim
-        return self._new_factor(start, dim, rank, "head_dim", view=(rank, dim), contextual=self.config.contextual_b)
+        return self._new_factor(
+            init, dim, rank, "head_dim", view=(rank, dim), contextual=self.config.contextual_b
+        )
 
-    def _new_factor(self, start: Start, size: int, rank: int, axis: str, *, view: tuple[int, int], contextual: bool) -> nnx.Param:
+    def _new_factor(
+        self,
+        init: Initializer,
+        size: int,
+        rank: int,
+        axis: str,
+        *,
+        view: tuple[int, int],
+        contextual: bool,
+    ) -> nnx.Param:
         d_model = self.w_o.shape[-1]
         bound = INITS[self.config.init](d_model, *view)
         if contextual:
-            return start.uniform(bound, (d_model, rank, size), "d_model", "rank", axis)
+            return init.uniform(bound, (d_model, rank, size), "d_model", "rank", axis)
         # with the variance that a factor map gives of the block's normed hidden state
-        return start.uniform(bound * math.sqrt(d_model), (rank, size), "rank", axis)
+        return init.uniform(bound * math.sqrt(d_model), (rank, size), "rank", axis)
 
     def factor(self, x: Float[Array, "B T d_model"], w: nnx.Param) -> Float[Array, "*B_T R size"]:
         """A factor of each token, or, of a factor that is the same for all, that one."""
         w = self.weight(w)
         return w if w.ndim == 2 else jnp.einsum("btd,drs->btrs", x, w)
 
-    def head_factor(self, x: Float[Array, "B T d_model"], w: nnx.Param, activation: str) -> Float[Array, "*B_T R H"]:
+    def head_factor(
+        self, x: Float[Array, "B T d_model"], w: nnx.Param, activation: str
+    ) -> Float[Array, "*B_T R H"]:
         """A head factor, its nonlinearity applied."""
         a = self.factor(x, w)
         return ACTIVATIONS[activation](at_least_float32(a)).astype(a.dtype)
 
-    def query(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> TPAQuery | Float[Array, "B T H D"]:
+    def query(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
+    ) -> TPAQuery | Float[Array, "B T H D"]:
         """The rotated queries of tokens at the given positions."""
         raise NotImplementedError
 
     def entry(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> TPAEntry:
-        """What is cached of each token: the factors that depend on it, b_k rotated unless that is done on reading."""
+        """What is cached of each token: the factors that depend on it, b_k rotated unless that is
+        done on reading.
+        """
         c = self.config
-        a_k, a_v = self.head_factor(x, self.w_a_k, c.activation_k), self.head_factor(x, self.w_a_v, c.activation_v)
+        a_k, a_v = (
+            self.head_factor(x, self.w_a_k, c.activation_k),
+            self.head_factor(x, self.w_a_v, c.activation_v),
+        )
         b_k = self.factor(x, self.w_b_k)
         b_v = None if c.shared_kv_b else self.factor(x, self.w_b_v)
         if not c.keys_rotated_when_read:
             b_k = self.rope(b_k, positions)  # eq. 3.5: once, before it is cached
-        return TPAEntry(*(f if f is not None and f.ndim == 4 else None for f in (a_k, b_k, a_v, b_v)))
+        return TPAEntry(
+            *(f if f is not None and f.ndim == 4 else None for f in (a_k, b_k, a_v, b_v))
+        )
 
-    def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Any, Any]:
+    def project(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
+    ) -> tuple[Any, Any]:
         return self.query(x, positions), self.entry(x, positions)
 
     def stored(self, entry: TPAEntry) -> TPAEntry:
@@ -207,28 +252,45 @@ class Factored(Attention):
         return key_value_factors(self.stored(entry), self.late_rope, positions)
 
     def attend(
-        self, query: Any, entry: Any, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+        self,
+        query: Any,
+        entry: Any,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
     ) -> Float[Array, "B T H D"]:
         query = combine(*query) if isinstance(query, TPAQuery) else query
         a_k, b_k, a_v, b_v = self.key_value_factors(entry, positions)
-        return causal_attention(query, combine(a_k, b_k), combine(a_v, b_v), segment_ids=segment_ids)
+        return causal_attention(
+            query, combine(a_k, b_k), combine(a_v, b_v), segment_ids=segment_ids
+        )
 
     def __call__(
-        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None
+        self,
+        x: Float[Array, "B T d_model"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T d_model"], Any]:
         if not self.config.linear or not worth_copying_weights(x):
             return super().__call__(x, positions, segment_ids)
         rows, products = self.joined_factors(x)
         (a_k, b_k), (a_v, b_v) = (factors(rows, products[name]) for name in "kv")
         entry = TPAEntry(a_k, self.rope(b_k, positions), a_v, b_v)
-        if parallel.sequence_parts() == 1:
+        if sequence.sequence_shards() == 1:
             *query, key, value = self._expanded(rows, positions, *products.values())
         else:
             # along a sequence split over devices the factors of keys and values travel
             start, stop = products["k"].offset_a, products["v"].stop
-            query = self._expanded(rows[..., :start], positions, products["q"]) if "q" in products else []
-            keys_values, all_positions, segment_ids = parallel.whole_sequence((rows[..., start:stop], positions, segment_ids))
-            key, value = self._expanded(keys_values, all_positions, *(products[name].behind(start) for name in "kv"))
+            query = (
+                self._expanded(rows[..., :start], positions, products["q"])
+                if "q" in products
+                else []
+            )
+            keys_values, all_positions, segment_ids = sequence.gather_sequence(
+                (rows[..., start:stop], positions, segment_ids)
+            )
+            key, value = self._expanded(
+                keys_values, all_positions, *(products[name].behind(start) for name in "kv")
+            )
         query = query[0] if query else self.query(x, positions)
         return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry
 
@@ -238,8 +300,11 @@ class Factored(Attention):
         cos, sin = self.rope.tables(positions, self.config.head_dim)
         return expand(rows, cos, sin, products)
 
-    def joined_factors(self, x: Float[Array, "B T d_model"]) -> tuple[Float[Array, "B T W"], dict[str, Product]]:
-        """All factors of each token in one row, from one matrix product, and where those of q, k and v lie in it.
+    def joined_factors(
+        self, x: Float[Array, "B T d_model"]
+    ) -> tuple[Float[Array, "B T W"], dict[str, Product]]:
+        """All factors of each token in one row, from one matrix product, and where those of q, k
+        and v lie in it.
 
         What the query needs comes first, then what keys and values need.
         """
@@ -251,15 +316,25 @@ class Factored(Attention):
                 room = head_room(heads) - heads if side == "a" else 0
                 weights[side, name] = jnp.pad(w, ((0, 0), (0, 0), (0, room)))
         blocks = [w.reshape(w.shape[0], -1) for w in weights.values()]
-        starts = dict(zip(weights, itertools.accumulate((w.shape[1] for w in blocks), initial=0), strict=False))
+        starts = dict(
+            zip(
+                weights, itertools.accumulate((w.shape[1] for w in blocks), initial=0), strict=False
+            )
+        )
         products = {}
         for _, name in (key for key in weights if key[0] == "a"):
             _, rank, dim = weights["b", name].shape
-            products[name] = Product(starts["a", name], starts["b", name], rank, heads, dim, rotate=name != "v")
+            products[name] = Product(
+                starts["a", name], starts["b", name], rank, heads, dim, rotate=name != "v"
+            )
         return x @ pad_columns(jnp.concatenate(blocks, axis=1)), products
 
     def empty_cache(self, batch: int, max_length: int) -> TPACache:
-        return TPACache.from_factors(*self.stored(self.empty_entry(batch, max_length)), rope=self.late_rope)
+        return TPACache.from_factors(
+            *self.stored(self.empty_entry(batch, max_length)), rope=self.late_rope
+        )
 
-    def decode(self, query: Any, cache: TPACache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
+    def decode(
+        self, query: Any, cache: TPACache, lengths: Int[Array, "B"]
+    ) -> Float[Array, "B N H D"]:
         return decode(query, cache, lengths)

@@ -9,7 +9,9 @@ from t6jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class GQAConfig(DenseConfig):
-    """num_kv_heads: g, the heads of keys and values; num_heads / num_kv_heads query heads share each."""
+    """num_kv_heads: g, the heads of keys and values; num_heads / num_kv_heads query heads share
+    each.
+    """
 
     name: ClassVar[str] = "gqa"
 
@@ -21,7 +23,8 @@ class GQAConfig(DenseConfig):
         if self.num_heads % self.num_kv_heads:
             divisors = [str(g) for g in range(1, self.num_heads + 1) if self.num_heads % g == 0]
             raise InputError(
-                f"attention.num_kv_heads must divide attention.num_heads={self.num_heads}: one of {', '.join(divisors)}; "
+                f"attention.num_kv_heads must divide attention.num_heads={self.num_heads}: one of "
+                f"{', '.join(divisors)}; "
                 f"got {self.num_kv_heads}"
             )
 

@@ -6,20 +6,21 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t6jax.attention.base import Start
+from t6jax.attention.base import Initializer
 from t6jax.attention.dense import Dense, DenseConfig
 
 
 class MFA(Dense):
     """Q_i = X W^DQ W_i^UQ, one shared head of keys and values of the same width d_c.
 
-    Appendix H.4 does not speak of positions: as in MQA, RoPE rotates the queries of each head and the shared keys.
+    Appendix H.4 does not speak of positions: as in MQA, RoPE rotates the queries of each head and
+    the shared keys.
     """
 
-    def new_query(self, start: Start) -> None:
+    def new_query(self, init: Initializer) -> None:
         d_model, heads, d_c = self.w_o.shape[-1], self.config.num_heads, self.config.head_dim
-        self.w_dq = start.linear((d_model, d_c), "d_model", "latent")
-        self.w_uq = start.linear((d_c, heads, d_c), "latent", "heads", "head_dim")
+        self.w_dq = init.linear((d_model, d_c), "d_model", "latent")
+        self.w_uq = init.linear((d_c, heads, d_c), "latent", "heads", "head_dim")
 
     def query(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T H D"]:
         return jnp.einsum("btc,che->bthe", x @ self.weight(self.w_dq), self.weight(self.w_uq))

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t6jax.attention.base import Attention, AttentionConfig, Start
-from t6jax.ops.causal_attention import causal_attention
-from t6jax.ops.decode_dense import decode_dense
+from t6jax.attention.base import Attention, AttentionConfig, Initializer
+from t6jax.ops.attention import causal_attention
+from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.token_cache import TokenCache
 
@@ -16,56 +16,83 @@ LATENT_EPSILON = 1e-6
 
 
 class MLA(Attention):
-    """Queries, and keys with values, from two compressed latents; a further part of queries and keys carries RoPE.
+    """Queries, and keys with values, from two compressed latents; a further part of queries and
+    keys carries RoPE.
 
-    As DeepSeek and the published code have it, and the paper leaves out, the latents C^Q and C^KV are RMS-normed with
-    weights. What is cached, d_c + d_h^R numbers a token, is the normed C^KV with the rotated K^R behind it.
+    As DeepSeek and the published code have it, and the paper leaves out, the latents C^Q and C^KV
+    are RMS-normed with weights. What is cached, d_c + d_h^R numbers a token, is the normed C^KV
+    with the rotated K^R behind it.
 
     Query: [B, T, H, d_h + d_h^R], a head's Q^C with its rotated Q^R behind it.
     """
 
-    def __init__(self, config: "MLAConfig", d_model: int, start: Start, **options: Any):
-        super().__init__(config, d_model, start, **options)
+    def __init__(self, config: "MLAConfig", d_model: int, init: Initializer, **options: Any):
+        super().__init__(config, d_model, init, **options)
         c = config
         heads = ("latent", "heads", "head_dim")
-        self.w_dq = start.linear((d_model, c.q_rank), "d_model", "latent")
-        self.q_norm = start.full(1, (c.q_rank,), "latent")
-        self.w_uq = start.linear((c.q_rank, c.num_heads, c.head_dim), *heads)
-        self.w_qr = start.linear((c.q_rank, c.num_heads, c.rope_dim), *heads)
-        self.w_dkv = start.linear((d_model, c.kv_rank), "d_model", "latent")
-        self.kv_norm = start.full(1, (c.kv_rank,), "latent")
-        self.w_uk = start.linear((c.kv_rank, c.num_heads, c.head_dim), *heads)
-        self.w_uv = start.linear((c.kv_rank, c.num_heads, c.head_dim), *heads)
-        self.w_kr = start.linear((d_model, c.rope_dim), "d_model", "head_dim")
+        self.w_dq = init.linear((d_model, c.q_rank), "d_model", "latent")
+        self.q_norm = init.full(1, (c.q_rank,), "latent")
+        self.w_uq = init.linear((c.q_rank, c.num_heads, c.head_dim), *heads)
+        self.w_qr = init.linear((c.q_rank, c.num_heads, c.rope_dim), *heads)
+        self.w_dkv = init.linear((d_model, c.kv_rank), "d_model", "latent")
+        self.kv_norm = init.full(1, (c.kv_rank,), "latent")
+        self.w_uk = init.linear((c.kv_rank, c.num_heads, c.head_dim), *heads)
+        self.w_uv = init.linear((c.kv_rank, c.num_heads, c.head_dim), *heads)
+        self.w_kr = init.linear((d_model, c.rope_dim), "d_model", "head_dim")
 
-    def project(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> tuple[Array, Array]:
+    def project(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
+    ) -> tuple[Array, Array]:
         c_q = rms_norm(x @ self.weight(self.w_dq), LATENT_EPSILON, self.q_norm[...])
-        q_c, q_r = (jnp.einsum("btc,che->bthe", c_q, self.weight(w)) for w in (self.w_uq, self.w_qr))
+        q_c, q_r = (
+            jnp.einsum("btc,che->bthe", c_q, self.weight(w)) for w in (self.w_uq, self.w_qr)
+        )
         c_kv = rms_norm(x @ self.weight(self.w_dkv), LATENT_EPSILON, self.kv_norm[...])
         k_r = self.rope(x @ self.weight(self.w_kr), positions)
-        return jnp.concatenate([q_c, self.rope(q_r, positions)], axis=-1), jnp.concatenate([c_kv, k_r], axis=-1)
+        return jnp.concatenate([q_c, self.rope(q_r, positions)], axis=-1), jnp.concatenate(
+            [c_kv, k_r], axis=-1
+        )
 
     def attend(
-        self, query: Array, entry: Array, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
+        self,
+        query: Array,
+        entry: Array,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
     ) -> Float[Array, "B T H D"]:
         c_kv, k_r = jnp.split(entry, [self.config.kv_rank], axis=-1)
         k_c, v = (jnp.einsum("btc,che->bthe", c_kv, self.weight(w)) for w in (self.w_uk, self.w_uv))
         k_r = jnp.broadcast_to(k_r[:, :, None], (*k_c.shape[:-1], k_r.shape[-1]))
-        return causal_attention(query, jnp.concatenate([k_c, k_r], axis=-1), v, segment_ids=segment_ids)
+        return causal_attention(
+            query, jnp.concatenate([k_c, k_r], axis=-1), v, segment_ids=segment_ids
+        )
 
-    def decode(self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
-        """Eq. H.2: W^UK goes to the query and W^UV to the output, and all heads attend over the cache as it is, as in MQA."""
+    def decode(
+        self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]
+    ) -> Float[Array, "B N H D"]:
+        """Eq. H.2: W^UK goes to the query and W^UV to the output, and all heads attend over the
+        cache as it is, as in MQA.
+        """
         q_c, q_r = jnp.split(query, [self.config.head_dim], axis=-1)
         q_c = jnp.einsum("bnhe,che->bnhc", q_c, self.weight(self.w_uk))
         latents = cache.tokens[:, :, None]
-        # K^R is summed as if it were a value, and cut off: cheaper than a copy of the cache without it
-        out = decode_dense(jnp.concatenate([q_c, q_r], axis=-1), latents, latents, lengths, scale=self.config.query_dim**-0.5)
+        # K^R is summed as if it were a value, and cut off: cheaper than a copy of the cache without
+        # it
+        out = decode_dense(
+            jnp.concatenate([q_c, q_r], axis=-1),
+            latents,
+            latents,
+            lengths,
+            scale=self.config.query_dim**-0.5,
+        )
         return jnp.einsum("bnhc,che->bnhe", out[..., : self.config.kv_rank], self.weight(self.w_uv))
 
 
 @dataclasses.dataclass(frozen=True)
 class MLAConfig(AttentionConfig):
-    """kv_rank, q_rank: d_c and d_c', the widths of the latents C^KV and C^Q. rope_dim: d_h^R, even."""
+    """kv_rank, q_rank: d_c and d_c', the widths of the latents C^KV and C^Q. rope_dim: d_h^R,
+    even.
+    """
 
     name: ClassVar[str] = "mla"
     module: ClassVar[type[MLA]] = MLA
@@ -90,5 +117,7 @@ class MLAConfig(AttentionConfig):
 
     def input_parameter_count(self, d_model: int) -> int:
         query = self.q_rank * (d_model + self.num_heads * self.query_dim)
-        key_value = d_model * self.rope_dim + self.kv_rank * (d_model + 2 * self.num_heads * self.head_dim)
+        key_value = d_model * self.rope_dim + self.kv_rank * (
+            d_model + 2 * self.num_heads * self.head_dim
+        )
         return query + key_value + self.q_rank + self.kv_rank  # the last two: the norms' weights

@@ -6,17 +6,19 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t6jax.attention.base import Start
+from t6jax.attention.base import Initializer
 from t6jax.attention.factored import Factored, FactoredConfig
 from t6jax.ops.tpa_cache import TPAQuery
 
 
 class TPA(Factored):
-    """Queries, keys and values are sums of R outer products a (x) b of factors linear in the hidden state (eq. 3.1)."""
+    """Queries, keys and values are sums of R outer products a (x) b of factors linear in the hidden
+    state (eq. 3.1).
+    """
 
-    def __init__(self, config: "TPAConfig", d_model: int, start: Start, **options: Any):
-        super().__init__(config, d_model, start, **options)
-        self.w_a_q, self.w_b_q = self.new_a(start, config.rank_q), self.new_b(start, config.rank_q)
+    def __init__(self, config: "TPAConfig", d_model: int, init: Initializer, **options: Any):
+        super().__init__(config, d_model, init, **options)
+        self.w_a_q, self.w_b_q = self.new_a(init, config.rank_q), self.new_b(init, config.rank_q)
 
     def query(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> TPAQuery:
         a, b = self.head_factor(x, self.w_a_q, self.config.activation_q), self.factor(x, self.w_b_q)

@@ -7,21 +7,23 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t6jax.attention.base import Start
+from t6jax.attention.base import Initializer
 from t6jax.attention.factored import Factored, FactoredConfig
 
 
 class TPAKVOnly(Factored):
     """Q_t = W^Q x_t, K and V in factors."""
 
-    def __init__(self, config: "TPAKVOnlyConfig", d_model: int, start: Start, **options: Any):
-        super().__init__(config, d_model, start, **options)
+    def __init__(self, config: "TPAKVOnlyConfig", d_model: int, init: Initializer, **options: Any):
+        super().__init__(config, d_model, init, **options)
         shape = (d_model, config.num_heads, config.head_dim)
         # Xavier on the matrix, as in the published code
         bound = math.sqrt(6 / (d_model + config.num_heads * config.head_dim))
-        self.w_q = start.uniform(bound, shape, "d_model", "heads", "head_dim")
+        self.w_q = init.uniform(bound, shape, "d_model", "heads", "head_dim")
 
-    def query(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> Float[Array, "B T H D"]:
+    def query(
+        self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T H D"]:
         return self.rope(jnp.einsum("btd,dhe->bthe", x, self.weight(self.w_q)), positions)
 
 

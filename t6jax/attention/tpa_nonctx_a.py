@@ -1,6 +1,7 @@
 """TPA with non-contextual A: head factors that are the same for all tokens (appendix A.1, Table 1).
 
-MHA, MQA and GQA are among its instances: ranks h, 1 and G, with head factors that select heads (appendix A).
+MHA, MQA and GQA are among its instances: ranks h, 1 and G, with head factors that select heads
+(appendix A).
 """
 
 import dataclasses

@@ -1,4 +1,6 @@
-"""Third-order TPA: the features of each rank are themselves a tensor product, a (x) vec(b (x) c) (appendix E)."""
+"""Third-order TPA: the features of each rank are themselves a tensor product, a (x) vec(b (x) c)
+(appendix E).
+"""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -6,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t6jax.attention.base import Start
+from t6jax.attention.base import Initializer
 from t6jax.attention.tpa import TPA, TPAConfig
 from t6jax.errors import InputError
 from t6jax.ops.decode import decode
@@ -16,7 +18,9 @@ from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery
 
 
 class Order3Entry(NamedTuple):
-    """What is cached of each token: A and B factors as in second order, and the C factors; c_v None: shared with b_v."""
+    """What is cached of each token: A and B factors as in second order, and the C factors; c_v
+    None: shared with b_v.
+    """
 
     factors: TPAEntry
     c_k: Float[Array, "B T R_K D_c"]
@@ -24,13 +28,17 @@ class Order3Entry(NamedTuple):
 
 
 class TPAOrder3(TPA):
-    """Second-order TPA whose B factors are vec(b (x) c). RoPE on b alone is RoPE on the whole (Theorem E.1)."""
+    """Second-order TPA whose B factors are vec(b (x) c). RoPE on b alone is RoPE on the whole
+    (Theorem E.1).
+    """
 
-    def __init__(self, config: "TPAOrder3Config", d_model: int, start: Start, **options: Any):
-        super().__init__(config, d_model, start, **options)
-        self.w_c_q, self.w_c_k = (self.new_b(start, rank, config.dim_c) for rank in (config.rank_q, config.rank_k))
+    def __init__(self, config: "TPAOrder3Config", d_model: int, init: Initializer, **options: Any):
+        super().__init__(config, d_model, init, **options)
+        self.w_c_q, self.w_c_k = (
+            self.new_b(init, rank, config.dim_c) for rank in (config.rank_q, config.rank_k)
+        )
         if not config.shared_kv_b:
-            self.w_c_v = self.new_b(start, config.rank_v, config.dim_c)
+            self.w_c_v = self.new_b(init, config.rank_v, config.dim_c)
 
     def query(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> TPAQuery:
         a, b = super().query(x, positions)
@@ -48,7 +56,9 @@ class TPAOrder3(TPA):
     def empty_cache(self, batch: int, max_length: int) -> TokenCache:
         return TokenCache(self.empty_entry(batch, max_length))
 
-    def decode(self, query: TPAQuery, cache: TokenCache, lengths: Int[Array, "B"]) -> Float[Array, "B N H D"]:
+    def decode(
+        self, query: TPAQuery, cache: TokenCache, lengths: Int[Array, "B"]
+    ) -> Float[Array, "B N H D"]:
         # b (x) c is formed for the step, one layer at a time, and not kept
         factors = self.key_value_factors(cache.tokens, jnp.arange(cache.max_length)[None])
         return decode(query, TPACache.from_factors(*factors), lengths)
@@ -56,7 +66,9 @@ class TPAOrder3(TPA):
 
 @dataclasses.dataclass(frozen=True)
 class TPAOrder3Config(TPAConfig):
-    """dim_b, dim_c: d_b (even: RoPE rotates it) and d_c, with d_b d_c = d_h. shared_kv_b shares b and c alike."""
+    """dim_b, dim_c: d_b (even: RoPE rotates it) and d_c, with d_b d_c = d_h. shared_kv_b shares b
+    and c alike.
+    """
 
     name: ClassVar[str] = "tpa_order3"
     module: ClassVar[type[TPAOrder3]] = TPAOrder3

@@ -1,4 +1,6 @@
-"""The data of a run: the folders of shards that its config names, checked, and prepared where that is asked for."""
+"""The data of a run: the folders of shards that its config names, checked, and prepared where that
+is asked for.
+"""
 
 import os
 import pathlib
@@ -13,7 +15,8 @@ from t6jax.errors import InputError
 
 
 class Corpus(NamedTuple):
-    """sources: folders of shards with their weights. document_start: the token that begins each document.
+    """sources: folders of shards with their weights. document_start: the token that begins each
+    document.
 
     bytes_per_token: of the validation text, None where a folder has no manifest.
     """
@@ -29,21 +32,34 @@ class Corpus(NamedTuple):
         return " + ".join(f"{weight / total:.0%} {folder}" for folder, weight in self.sources)
 
 
-def prepare_missing(workdir: pathlib.Path, data: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Prepares each folder of the config's data that is not there, from the source that is given for it."""
+def prepare_missing(
+    workdir: pathlib.Path, data: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Prepares each folder of the config's data that is not there, from the source that is given
+    for it.
+    """
     for folder, source, _ in _entries(workdir, data):
         if folder.is_dir():
             _refuse_other_data(folder, source, data)
             continue
         if not source:
             raise InputError(
-                f"there is no data in {folder}: put token shards there (the .bin files of llm.c, modded-nanogpt or the "
-                "published T6 code), make them with python -m t6jax.data.prepare, or give --config.data.path=FOLDER, or "
+                f"there is no data in {folder}: put token shards there (the .bin files of llm.c, "
+                "modded-nanogpt or the "
+                "published T6 code), make them with python -m t6jax.data.prepare, or give "
+                "--config.data.path=FOLDER, or "
                 "--config.data.path= --config.data.source=TEXTS"
             )
         say(f"preparing {source!r} in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        prepare(source, folder, data["tokenizer"], data["validation_fraction"], workers=len(os.sched_getaffinity(0)), say=say)
+        prepare(
+            source,
+            folder,
+            data["tokenizer"],
+            data["validation_fraction"],
+            workers=len(os.sched_getaffinity(0)),
+            say=say,
+        )
 
 
 def _refuse_other_data(folder: pathlib.Path, source: str, data: Mapping[str, Any]) -> None:
@@ -52,17 +68,26 @@ def _refuse_other_data(folder: pathlib.Path, source: str, data: Mapping[str, Any
     for key in wanted if made else ():
         if made[key] != wanted[key]:
             raise InputError(
-                f"{folder} was prepared with data.{key}={made[key]!r}, now {wanted[key]!r}: delete it, or give another --workdir"
+                f"{folder} was prepared with data.{key}={made[key]!r}, now {wanted[key]!r}: delete "
+                "it, or give another --workdir"
             )
 
 
 def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int) -> Corpus:
-    """The config's data. Raises InputError where it is missing or damaged, or does not fit the config."""
+    """The config's data. Raises InputError where it is missing or damaged, or does not fit the
+    config.
+    """
     entries = _entries(workdir, data)
     for folder, *_ in entries:
         if not folder.is_dir():
-            raise InputError(f"there is no data in {folder}: give --data=FOLDER of token shards, or a text file or folder")
-    manifests = [check_data(folder, kept_path(workdir, data["tokenizer"]), vocab_size) for folder, *_ in entries]
+            raise InputError(
+                f"there is no data in {folder}: give --data=FOLDER of token shards, or a text file "
+                "or folder"
+            )
+    manifests = [
+        check_data(folder, kept_path(workdir, data["tokenizer"]), vocab_size)
+        for folder, *_ in entries
+    ]
     return Corpus(
         [(folder, weight) for folder, _, weight in entries],
         document_start(manifests[0], kept_path(workdir, data["tokenizer"])),
@@ -70,8 +95,12 @@ def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int)
     )
 
 
-def keep_tokenizer(workdir: pathlib.Path, corpus: Corpus, name: str, say: Callable[[str], None]) -> None:
-    """Copies to a run's directory what is needed to decode its tokens, so that it is whole by itself."""
+def keep_tokenizer(
+    workdir: pathlib.Path, corpus: Corpus, name: str, say: Callable[[str], None]
+) -> None:
+    """Copies to a run's directory what is needed to decode its tokens, so that it is whole by
+    itself.
+    """
     if any((workdir / file).exists() for file in (TIKTOKEN_FILE, JSON_FILE)):
         return
     for file in (TIKTOKEN_FILE, JSON_FILE):
@@ -97,20 +126,31 @@ def check_mixture(data: Mapping[str, Any]) -> None:
     for name, entry in data["mixture"].items():
         unknown = entry.keys() - {"path", "source", "weight"}
         if unknown:
-            raise InputError(f"data.mixture.{name} has the unknown key {sorted(unknown)[0]!r}; it takes path, source and weight")
+            raise InputError(
+                f"data.mixture.{name} has the unknown key {sorted(unknown)[0]!r}; it takes path, "
+                "source and weight"
+            )
         if not entry.get("path") and not entry.get("source"):
             raise InputError(f"data.mixture.{name} needs a path or a source")
         if not entry.get("weight", 1.0) > 0:
             raise InputError(f"data.mixture.{name}.weight must be positive; got {entry['weight']}")
 
 
-def _entries(workdir: pathlib.Path, data: Mapping[str, Any]) -> list[tuple[pathlib.Path, str, float]]:
-    """(folder, source, weight): data.path and data.source, or those of data.mixture; without a path, in the run's directory."""
+def _entries(
+    workdir: pathlib.Path, data: Mapping[str, Any]
+) -> list[tuple[pathlib.Path, str, float]]:
+    """(folder, source, weight): data.path and data.source, or those of data.mixture; without a
+    path, in the run's directory.
+    """
     place = lambda path, default: pathlib.Path(path) if path else default
     if not data.get("mixture"):
         return [(place(data["path"], workdir / "data"), data["source"], 1.0)]
     return [
-        (place(entry.get("path"), workdir / "data" / name), entry.get("source", ""), float(entry.get("weight", 1.0)))
+        (
+            place(entry.get("path"), workdir / "data" / name),
+            entry.get("source", ""),
+            float(entry.get("weight", 1.0)),
+        )
         for name, entry in data["mixture"].items()
     ]
 

@@ -21,7 +21,8 @@ class Document(NamedTuple):
 
 
 def documents(source: str) -> list[Document]:
-    """The documents of a source, in a fixed order: "python", or the path of a text file or of a folder of them.
+    """The documents of a source, in a fixed order: "python", or the path of a text file or of a
+    folder of them.
 
     Hidden files and folders, empty files, and files with a NUL byte (no text) are passed over.
     """
@@ -31,8 +32,16 @@ def documents(source: str) -> list[Document]:
         root = pathlib.Path(source)
         if not root.exists():
             raise InputError(f"data.source={source!r}: there is no such file or folder")
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
-        found = [_file(p, str(p.relative_to(root)) if root.is_dir() else p.name) for p in files if _is_text(p)]
+        files = (
+            [root]
+            if root.is_file()
+            else sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
+        )
+        found = [
+            _file(p, str(p.relative_to(root)) if root.is_dir() else p.name)
+            for p in files
+            if _is_text(p)
+        ]
     if not found:
         raise InputError(f"data.source={source!r} holds no text")
     return found
@@ -41,13 +50,16 @@ def documents(source: str) -> list[Document]:
 def split(
     found: list[Document], validation_fraction: float, validation_bytes: int | None = None
 ) -> tuple[list[Document], list[Document]]:
-    """(training, validation) documents: files are drawn by a hash of their names until the fraction of bytes is reached.
+    """(training, validation) documents: files are drawn by a hash of their names until the fraction
+    of bytes is reached.
 
-    validation_bytes: the most to draw. The draw depends on names and sizes alone. A single document is cut in two, its end
-    for validation.
+    validation_bytes: the most to draw. The draw depends on names and sizes alone. A single document
+    is cut in two, its end for validation.
     """
     if not 0 < validation_fraction < 1:
-        raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
+        raise InputError(
+            f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}"
+        )
     if len(found) == 1:
         return _cut(found[0], validation_fraction, validation_bytes)
     wanted = validation_fraction * sum(d.size for d in found)
@@ -56,17 +68,22 @@ def split(
     validation: set[str] = set()
     size = 0
     for document in sorted(found, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
-        # one that is far larger than what is wanted belongs to training, unless nothing else is left
+        # one that is far larger than what is wanted belongs to training, unless nothing else is
+        # left
         if size + document.size <= wanted:
             validation.add(document.name)
             size += document.size
     if not validation:
         validation.add(min(found, key=lambda d: (d.size, d.name)).name)
-    return [d for d in found if d.name not in validation], [d for d in found if d.name in validation]
+    return [d for d in found if d.name not in validation], [
+        d for d in found if d.name in validation
+    ]
 
 
 def _python_documents() -> Iterator[Document]:
-    """The reference documentation that ships with Python, a topic each, and the sources of its standard library."""
+    """The reference documentation that ships with Python, a topic each, and the sources of its
+    standard library.
+    """
     from pydoc_data.topics import topics
 
     for name, text in sorted(topics.items()):
@@ -75,7 +92,11 @@ def _python_documents() -> Iterator[Document]:
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if "site-packages" not in name.parts and "dist-packages" not in name.parts and _is_text(path):
+        if (
+            "site-packages" not in name.parts
+            and "dist-packages" not in name.parts
+            and _is_text(path)
+        ):
             yield _file(path, str(name))
 
 
@@ -93,12 +114,18 @@ def _is_text(path: pathlib.Path) -> bool:
     return bool(head) and b"\0" not in head
 
 
-def _cut(document: Document, validation_fraction: float, validation_bytes: int | None) -> tuple[list[Document], list[Document]]:
+def _cut(
+    document: Document, validation_fraction: float, validation_bytes: int | None
+) -> tuple[list[Document], list[Document]]:
     data = document.read()
     wanted = len(data) * validation_fraction
-    middle = len(data) - round(wanted if validation_bytes is None else min(wanted, validation_bytes))
+    middle = len(data) - round(
+        wanted if validation_bytes is None else min(wanted, validation_bytes)
+    )
     newline = data.rfind(b"\n", 0, middle)
     middle = newline + 1 if newline > 0 else middle
     parts = (document.name, data[:middle]), (f"{document.name} (end)", data[middle:])
-    training, validation = (Document(name, len(part), lambda part=part: part) for name, part in parts)
+    training, validation = (
+        Document(name, len(part), lambda part=part: part) for name, part in parts
+    )
     return [training], [validation]

@@ -1,4 +1,6 @@
-"""Who tokenizes the units: this process, or datatrove's executors over local processes, Slurm or Ray."""
+"""Who tokenizes the units: this process, or datatrove's executors over local processes, Slurm or
+Ray.
+"""
 
 import hashlib
 import importlib.util
@@ -36,7 +38,9 @@ class Producer(Protocol):
         ...
 
     def poll(self, work: pathlib.Path, index: int) -> bool:
-        """Whether the part is there; those before it are not needed any more. Raises what went wrong on the way to it."""
+        """Whether the part is there; those before it are not needed any more. Raises what went
+        wrong on the way to it.
+        """
         ...
 
     def stop(self) -> None:
@@ -95,19 +99,24 @@ class Local:
             raise error
         if isinstance(error, BrokenExecutor):
             raise InputError(
-                "a worker process was killed (was memory short?): the same command goes on, perhaps with fewer --workers"
+                "a worker process was killed (was memory short?): the same command goes on, "
+                "perhaps with fewer --workers"
             ) from error
         if isinstance(error, subprocess.CalledProcessError):
             raise InputError(
-                f"{error.cmd[0]} failed, for the reason above: see to --slurm_partition, --slurm_time, and what sbatch takes "
+                f"{error.cmd[0]} failed, for the reason above: see to --slurm_partition, "
+                "--slurm_time, and what sbatch takes "
                 "from the environment (SBATCH_ACCOUNT, SBATCH_QOS)"
             ) from error
         if error is not None:
             what = f"{type(error).__name__}: {error}"
-            raise InputError(f"a task of the {self.name} executor failed ({what}); see {work / 'datatrove'}") from error
+            raise InputError(
+                f"a task of the {self.name} executor failed ({what}); see {work / 'datatrove'}"
+            ) from error
         if lost:
             raise InputError(
-                f"a task of the {self.name} executor ended without its result (cancelled, or out of memory or time?): "
+                f"a task of the {self.name} executor ended without its result (cancelled, or out "
+                "of memory or time?): "
                 f"the same command goes on; see {work / 'datatrove'}"
             )
         return False
@@ -123,7 +132,9 @@ class Local:
         return LocalExecutor(work, first, count, self._workers, self._may_begin, self._stopped)
 
     def _may_begin(self, index: int) -> bool:
-        """So far ahead of what is wanted that nobody waits, and not further, for the sake of the disk."""
+        """So far ahead of what is wanted that nobody waits, and not further, for the sake of the
+        disk.
+        """
         return index < self._wanted + 4 * self._workers + 4
 
     def _lost(self, work: pathlib.Path, index: int) -> bool:
@@ -143,7 +154,11 @@ class Ray(Local):
 
         if not ray.is_initialized():
             paths = os.pathsep.join(filter(None, (PACKAGE_FOLDER, os.environ.get("PYTHONPATH"))))
-            ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, logging_level="error", log_to_driver=False)
+            ray.init(
+                runtime_env={"env_vars": {"PYTHONPATH": paths}},
+                logging_level="error",
+                log_to_driver=False,
+            )
         return RayExecutor(work, first, count, self._workers, self._may_begin, self._stopped)
 
 
@@ -161,7 +176,9 @@ class Slurm(Local):
         from t6jax.data.tasks import SlurmExecutor
 
         if " " in str(work):
-            raise InputError(f"sbatch takes no path with spaces: give another --out than {work.with_suffix('')}")
+            raise InputError(
+                f"sbatch takes no path with spaces: give another --out than {work.with_suffix('')}"
+            )
         self._job_name = f"t6jax-prepare-{hashlib.sha256(os.fsencode(work)).hexdigest()[:8]}"
         self._asked, self._gone = time.monotonic(), False
         if self._queued():  # a process that was killed left them
@@ -170,7 +187,9 @@ class Slurm(Local):
             path.unlink()
         # jobs begin in a shell that knows nothing of the environment of this process
         paths = {"PATH": str(pathlib.Path(sys.executable).parent), "PYTHONPATH": PACKAGE_FOLDER}
-        setting = "; ".join(f"export {name}={shlex.quote(path)}:${name}" for name, path in paths.items())
+        setting = "; ".join(
+            f"export {name}={shlex.quote(path)}:${name}" for name, path in paths.items()
+        )
         return SlurmExecutor(
             work,
             first,
@@ -181,7 +200,8 @@ class Slurm(Local):
             env_command=setting,
             qos=None,
             tasks_per_job=-(-count // SLURM_ARRAY),
-            with_srun=False,  # in a job within a job it would find two requests for memory, and refuse
+            # in a job within a job it would find two requests for memory, and refuse
+            with_srun=False,
             **self._options,
         )
 
@@ -201,7 +221,9 @@ class Slurm(Local):
         if cancel:
             subprocess.run(["scancel", f"--name={self._job_name}"], check=False)
         until = time.monotonic() + SLURM_END_SECONDS
-        while self._queued() != set() and time.monotonic() < until:  # they write in the folder that goes away
+        while (
+            self._queued() != set() and time.monotonic() < until
+        ):  # they write in the folder that goes away
             time.sleep(0.5)
 
     def _queued(self) -> set[str] | None:
@@ -218,13 +240,18 @@ def check_executor(executor: str, workers: int) -> None:
     if workers < 1:
         raise InputError(f"--workers must be at least 1; got {workers}")
     if executor == "slurm" and not shutil.which("sbatch"):
-        raise InputError("--executor=slurm needs Slurm's commands, and sbatch is not in PATH: start it where jobs are handed in")
+        raise InputError(
+            "--executor=slurm needs Slurm's commands, and sbatch is not in PATH: start it where "
+            "jobs are handed in"
+        )
     if executor == "ray" and not importlib.util.find_spec("ray"):
         raise InputError("--executor=ray needs Ray: pip install 'datatrove[ray]'")
 
 
 def make_producer(executor: str, workers: int, options: Mapping[str, Any]) -> Producer:
-    """executor: one of EXECUTORS. options: of datatrove's executor, such as Slurm's time and partition."""
+    """executor: one of EXECUTORS. options: of datatrove's executor, such as Slurm's time and
+    partition.
+    """
     if executor == "local" and workers == 1:
         return InProcess()
     return {"local": Local, "slurm": Slurm, "ray": Ray}[executor](workers, options)

@@ -13,7 +13,9 @@ FORMAT = "llm.c token shards (magic 20240520)"
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards; None where it has none, as downloads of other projects."""
+    """The manifest of a folder of shards; None where it has none, as downloads of other
+    projects.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -26,32 +28,45 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
 def check_data(folder: pathlib.Path, tokenizer: str, vocab_size: int) -> dict[str, Any] | None:
     """Holds a folder of shards against the config; returns its manifest, if it has one.
 
-    Raises InputError where there are no shards, a shard's size is not what its header or the manifest says, or they were made
-    by another tokenizer or for a larger vocabulary.
+    Raises InputError where there are no shards, a shard's size is not what its header or the
+    manifest says, or they were made by another tokenizer or for a larger vocabulary.
     """
-    counts = {p.name: shard_header(p)[1] for split in ("train", "val") for p in find_shards(folder, split)}
+    counts = {
+        p.name: shard_header(p)[1] for split in ("train", "val") for p in find_shards(folder, split)
+    }
     manifest = read_manifest(folder)
     if manifest:
         _check_tokenizer(folder, manifest, tokenizer)
         if manifest["vocab_size"] > vocab_size:
-            raise InputError(f"{folder} has a vocabulary of {manifest['vocab_size']}, larger than model.vocab_size={vocab_size}")
+            raise InputError(
+                f"{folder} has a vocabulary of {manifest['vocab_size']}, larger than "
+                f"model.vocab_size={vocab_size}"
+            )
         check_counts(folder, manifest, counts)
     return manifest
 
 
 def check_counts(folder: pathlib.Path, manifest: dict[str, Any], counts: dict[str, int]) -> None:
-    """Raises InputError unless a folder's shards are those of the manifest, with its numbers of tokens.
+    """Raises InputError unless a folder's shards are those of the manifest, with its numbers of
+    tokens.
 
     counts: tokens of each shard found, by its file's name.
     """
-    listed = {s["file"]: s["tokens"] for split in ("train", "val") for s in manifest[split]["shards"]}
+    listed = {
+        s["file"]: s["tokens"] for split in ("train", "val") for s in manifest[split]["shards"]
+    }
     for name in sorted(listed.keys() | counts.keys()):
         if name not in counts:
-            raise InputError(f"{folder / name} is missing: the manifest lists it; prepare or download it again")
+            raise InputError(
+                f"{folder / name} is missing: the manifest lists it; prepare or download it again"
+            )
         if name not in listed:
             raise InputError(f"{folder / name} is not in the manifest: move it out of the folder")
         if counts[name] != listed[name]:
-            raise InputError(f"{folder / name} holds {counts[name]} tokens, but {listed[name]} by the manifest; prepare it again")
+            raise InputError(
+                f"{folder / name} holds {counts[name]} tokens, but {listed[name]} by the manifest; "
+                "prepare it again"
+            )
 
 
 def document_start(manifest: dict[str, Any] | None, tokenizer: str) -> int:
@@ -65,13 +80,20 @@ def document_start(manifest: dict[str, Any] | None, tokenizer: str) -> int:
 def _check_tokenizer(folder: pathlib.Path, manifest: dict[str, Any], tokenizer: str) -> None:
     made_by, wanted = manifest["tokenizer"], tokenizer
     if "tokenizer_hash" in manifest:
-        known = {ByteTokenizer.name: ByteTokenizer.hash, GPT2: GPT2_HASH}  # no need to fetch ranks to compare
-        hashes = manifest["tokenizer_hash"], known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).hash
+        known = {
+            ByteTokenizer.name: ByteTokenizer.hash,
+            GPT2: GPT2_HASH,
+        }  # no need to fetch ranks to compare
+        hashes = (
+            manifest["tokenizer_hash"],
+            known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).hash,
+        )
         if hashes[0] == hashes[1]:
             return
         if pathlib.Path(wanted).name == made_by:
             raise InputError(
-                f"{folder} was tokenized by {made_by!r} ({hashes[0][:12]}), but data.tokenizer is {wanted!r} ({hashes[1][:12]})"
+                f"{folder} was tokenized by {made_by!r} ({hashes[0][:12]}), but data.tokenizer is "
+                f"{wanted!r} ({hashes[1][:12]})"
             )
     if made_by != wanted:
         raise InputError(f"{folder} was tokenized by {made_by!r}, but data.tokenizer is {wanted!r}")

@@ -26,13 +26,21 @@ class _Stretch(NamedTuple):
 class Merger:
     """Cuts the tokens of all parts, one after another, into shards of shard_tokens.
 
-    first_unit: the part that is wanted next. splits: {"val" and "train": {documents, bytes, tokens, shards}}.
+    first_unit: the part that is wanted next. splits: {"val" and "train": {documents, bytes, tokens,
+        shards}}.
 
-    Whatever interrupts it, a new one on the same folder goes on: after each shard state.json says how far the shards reach,
-    and a part is deleted only when it lies in whole before that.
+    Whatever interrupts it, a new one on the same folder goes on: after each shard state.json says
+    how far the shards reach, and a part is deleted only when it lies in whole before that.
     """
 
-    def __init__(self, work: pathlib.Path, validation_units: int, validation_fraction: float, version: int, shard_tokens: int):
+    def __init__(
+        self,
+        work: pathlib.Path,
+        validation_units: int,
+        validation_fraction: float,
+        version: int,
+        shard_tokens: int,
+    ):
         self._work, self._version, self._shard_tokens = work, version, shard_tokens
         self._validation_units, self._validation_fraction = validation_units, validation_fraction
         path = work / STATE
@@ -57,7 +65,9 @@ class Merger:
             self._write(self._split(unit), self._shard_tokens)
 
     def finish(self) -> None:
-        """Writes what is left. Where all fits in one shard, its first documents are the validation text."""
+        """Writes what is left. Where all fits in one shard, its first documents are the validation
+        text.
+        """
         if self._pending_tokens and not self._validation_units and not self.splits["val"]["shards"]:
             self._write("val", self._cut())
         if self._pending_tokens:
@@ -73,7 +83,9 @@ class Merger:
         return "train" if self.splits["val"]["shards"] else "val"
 
     def _cut(self) -> int:
-        """Tokens to the start of the document nearest to the fraction of the pending tokens, at least one document."""
+        """Tokens to the start of the document nearest to the fraction of the pending tokens, at
+        least one document.
+        """
         ends = np.cumsum(np.concatenate([s.part.document_tokens for s in self._pending]))
         return int(ends[np.abs(ends - self._validation_fraction * ends[-1]).argmin()])
 
@@ -97,14 +109,19 @@ class Merger:
         taken["tokens"] += count
         taken["shards"].append({"file": path.name, "tokens": count, "sha256": checksum})
         unit, start = at
-        write_whole(self._work / STATE, json.dumps({"unit": unit, "taken": start, "splits": self.splits}).encode())
+        write_whole(
+            self._work / STATE,
+            json.dumps({"unit": unit, "taken": start, "splits": self.splits}).encode(),
+        )
         for used in range(self.first_unit, unit):
             part_path(self._work, used).unlink(missing_ok=True)
         self.first_unit, self._taken = unit, start
 
 
 def _count(part: Part, start: int, stop: int) -> tuple[int, int]:
-    """(documents that begin, bytes) of a part's tokens start to stop; of a document cut in two, bytes by its share of tokens."""
+    """(documents that begin, bytes) of a part's tokens start to stop; of a document cut in two,
+    bytes by its share of tokens.
+    """
     token_ends = np.concatenate([[0], np.cumsum(part.document_tokens)])
     byte_ends = np.concatenate([[0], np.cumsum(part.document_bytes)])
     documents = np.searchsorted(token_ends[:-1], [start, stop])

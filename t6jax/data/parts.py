@@ -1,7 +1,7 @@
 """Parts: the tokens of one unit of a source, on their way into the shards.
 
-The folder where a preparation works holds plan.json, the tokenizer's file and parts/NNNNNN.npz; whoever sees that folder
-can tokenize any unit of it.
+The folder where a preparation works holds plan.json, the tokenizer's file and parts/NNNNNN.npz;
+whoever sees that folder can tokenize any unit of it.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t6jax.data.remote import tried
+from t6jax.data.remote import with_retries
 from t6jax.data.shards import DTYPES, version_for
 from t6jax.data.sources import Plan, read_unit
 from t6jax.data.tokenizers import Tokenizer, kept_tokenizer
@@ -23,7 +23,9 @@ PARTS = "parts"
 
 
 class Part(NamedTuple):
-    """tokens [n]; document_tokens, document_bytes [documents]: of each document, its start counted as a token."""
+    """tokens [n]; document_tokens, document_bytes [documents]: of each document, its start counted
+    as a token.
+    """
 
     tokens: np.ndarray
     document_tokens: np.ndarray
@@ -45,7 +47,7 @@ def tokenize_unit(work: pathlib.Path, index: int) -> None:
     if path.exists():
         return
     plan, tokenizer = _plan(work), _tokenizer(work)
-    part = tried(lambda: _tokenize(plan, index, tokenizer))
+    part = with_retries(lambda: _tokenize(plan, index, tokenizer))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as f:
         np.savez(f, **part._asdict())
@@ -55,7 +57,9 @@ def tokenize_unit(work: pathlib.Path, index: int) -> None:
 
 
 def read_part(path: pathlib.Path) -> Part | None:
-    """The part, or None where the file is not whole (a machine that lost power may leave such a one)."""
+    """The part, or None where the file is not whole (a machine that lost power may leave such a
+    one).
+    """
     try:
         with np.load(path) as arrays:  # a zip file, whose checksums are held against it
             return Part(**arrays)
@@ -72,7 +76,11 @@ def _tokenize(plan: Plan, index: int, tokenizer: Tokenizer) -> Part:
         pieces += [start, tokens]
         document_tokens.append(1 + len(tokens))
         document_bytes.append(len(text))
-    return Part(np.concatenate(pieces), np.array(document_tokens, np.int64), np.array(document_bytes, np.int64))
+    return Part(
+        np.concatenate(pieces),
+        np.array(document_tokens, np.int64),
+        np.array(document_bytes, np.int64),
+    )
 
 
 @functools.lru_cache(1)  # a worker tokenizes many units

@@ -1,8 +1,10 @@
 """Documents to a folder of token shards with a manifest.
 
-usage: python -m t6jax.data.prepare --source=SOURCE --out=FOLDER [--subset=NAME] [--tokenizer=NAME or PATH] [--workers=N] ...
+usage: python -m t6jax.data.prepare --source=SOURCE --out=FOLDER [--subset=NAME] [--tokenizer=NAME
+    or PATH] [--workers=N] ...
 
-Interrupted at any point, the same command goes on. The shards are the same bytes whatever the number of workers.
+Interrupted at any point, the same command goes on. The shards are the same bytes whatever the
+number of workers.
 """
 
 import argparse
@@ -48,11 +50,14 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenizes a source (see `make_plan`) into shards in `out`; returns the manifest.
 
-    The work is done in a folder beside `out`, OUT.partial, which is renamed at the end: `out` is there whole, or not at all.
-    What an interrupted preparation with the same arguments left there is gone on with.
+    The work is done in a folder beside `out`, OUT.partial, which is renamed at the end: `out` is
+    there whole, or not at all. What an interrupted preparation with the same arguments left there
+    is gone on with.
 
-    The first shard is for validation; of text files that is a fraction of them, drawn by file, but at most a shard.
-    workers, executor, executor_options: who does it (see `make_producer`). unit_bytes: of text tokenized at once.
+    The first shard is for validation; of text files that is a fraction of them, drawn by file, but
+    at most a shard.
+    workers, executor, executor_options: who does it (see `make_producer`). unit_bytes: of text
+        tokenized at once.
     say: takes lines of progress.
     """
     check_executor(executor, workers)
@@ -84,9 +89,17 @@ def prepare(
             path.unlink()
         if not (work / MANIFEST).exists():
             _start(work, settings, plan, tokenizer, say)
-            merger = Merger(work, plan.validation_units, validation_fraction, version_for(tokenizer.vocab_size), shard_tokens)
+            merger = Merger(
+                work,
+                plan.validation_units,
+                validation_fraction,
+                version_for(tokenizer.vocab_size),
+                shard_tokens,
+            )
             if executor == "local":  # a process is not worth its start for little text
-                workers = min(workers, 1 + sum(unit.size for unit in plan.units) // (4 * unit_bytes))
+                workers = min(
+                    workers, 1 + sum(unit.size for unit in plan.units) // (4 * unit_bytes)
+                )
             producer = make_producer(executor, workers, executor_options or {})
             try:
                 producer.start(work, merger.first_unit, len(plan.units))
@@ -94,16 +107,27 @@ def prepare(
             finally:
                 producer.stop()
             if not merger.splits["train"]["tokens"]:
-                raise InputError(f"{source!r} holds too little text to validate and to train on: {merger.tokens} tokens")
+                raise InputError(
+                    f"{source!r} holds too little text to validate and to train on: "
+                    f"{merger.tokens} tokens"
+                )
             _write_manifest(work, settings, plan.revision, tokenizer, merger)
         for name in WORKING_FILES:
             path = work / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True
+            )
         work.rename(out)
     return _prepared(out, settings)
 
 
-def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, say: Callable[[str], None] | None) -> None:
+def _merge(
+    work: pathlib.Path,
+    plan: Plan,
+    producer: Producer,
+    merger: Merger,
+    say: Callable[[str], None] | None,
+) -> None:
     progress = _Progress(plan, merger, say)
     for index in range(merger.first_unit, len(plan.units)):
         while not producer.poll(work, index):
@@ -112,7 +136,10 @@ def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, s
         part = read_part(part_path(work, index))
         if part is None:
             part_path(work, index).unlink()
-            raise InputError(f"{part_path(work, index)} was not whole, and is deleted: the same command makes it anew")
+            raise InputError(
+                f"{part_path(work, index)} was not whole, and is deleted: the same command makes "
+                "it anew"
+            )
         merger.add(index, part)
         progress.report(index + 1)
     merger.finish()
@@ -121,30 +148,57 @@ def _merge(work: pathlib.Path, plan: Plan, producer: Producer, merger: Merger, s
 def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(out) if out.is_dir() else None
     if manifest is None or manifest.get("settings") != settings:
-        raise InputError(f"{out} exists, and was not prepared so: give another --out, or move it away")
+        raise InputError(
+            f"{out} exists, and was not prepared so: give another --out, or move it away"
+        )
     return manifest
 
 
 def _kept_plan(work: pathlib.Path, settings: Mapping[str, Any]) -> Plan | None:
-    """The plan of an interrupted preparation, where it holds to a commit on the hub, which may have another by now."""
-    if not all((work / name).exists() for name in (SETTINGS, PLAN)) or json.loads((work / SETTINGS).read_text()) != settings:
+    """The plan of an interrupted preparation, where it holds to a commit on the hub, which may have
+    another by now.
+    """
+    if (
+        not all((work / name).exists() for name in (SETTINGS, PLAN))
+        or json.loads((work / SETTINGS).read_text()) != settings
+    ):
         return None
     plan = Plan.from_json((work / PLAN).read_text())
     return plan if plan.revision else None
 
 
-def _start(work: pathlib.Path, settings: Mapping[str, Any], plan: Plan, tokenizer: Tokenizer, say: Callable | None) -> None:
-    """Writes down all that tokenizing a unit needs; or checks it, where an interrupted preparation left it."""
+def _start(
+    work: pathlib.Path,
+    settings: Mapping[str, Any],
+    plan: Plan,
+    tokenizer: Tokenizer,
+    say: Callable | None,
+) -> None:
+    """Writes down all that tokenizing a unit needs; or checks it, where an interrupted preparation
+    left it.
+    """
     found = work / SETTINGS
     if found.exists():
         previous = json.loads(found.read_text())
-        changed = [f"{k} was {previous.get(k)!r}, now {v!r}" for k, v in settings.items() if previous.get(k) != v]
+        changed = [
+            f"{k} was {previous.get(k)!r}, now {v!r}"
+            for k, v in settings.items()
+            if previous.get(k) != v
+        ]
         if changed:
-            raise InputError(f"{work} holds an interrupted preparation of another kind ({'; '.join(changed)}): delete it first")
+            raise InputError(
+                f"{work} holds an interrupted preparation of another kind ({'; '.join(changed)}): "
+                "delete it first"
+            )
         if (work / PLAN).read_text() != plan.to_json():
-            raise InputError(f"the files of {settings['source']!r} changed since {work} was begun: delete it to start again")
+            raise InputError(
+                f"the files of {settings['source']!r} changed since {work} was begun: delete it to "
+                "start again"
+            )
         if say:
-            say(f"going on in {work}" + (f" with revision {plan.revision}" if plan.revision else ""))
+            say(
+                f"going on in {work}" + (f" with revision {plan.revision}" if plan.revision else "")
+            )
         return
     (work / PARTS).mkdir(exist_ok=True)
     tokenizer.save(work)
@@ -153,7 +207,13 @@ def _start(work: pathlib.Path, settings: Mapping[str, Any], plan: Plan, tokenize
     write_whole(found, json.dumps(settings).encode())  # last: where it is, the others are
 
 
-def _write_manifest(work: pathlib.Path, settings: Mapping[str, Any], revision: str, tokenizer: Tokenizer, merger: Merger) -> None:
+def _write_manifest(
+    work: pathlib.Path,
+    settings: Mapping[str, Any],
+    revision: str,
+    tokenizer: Tokenizer,
+    merger: Merger,
+) -> None:
     manifest = {
         "format": FORMAT,
         "source": settings["source"],
@@ -196,19 +256,42 @@ class _Progress:
         done, total, before = sum(sizes[:units]), sum(sizes), sum(sizes[: self._begun_at[0]])
         seconds = now - self._began
         rate = (self._merger.tokens - self._begun_at[1]) / seconds
-        left = f"{seconds * (total - done) / (done - before) / 60:,.1f} minutes left" if done > before else "..."
+        left = (
+            f"{seconds * (total - done) / (done - before) / 60:,.1f} minutes left"
+            if done > before
+            else "..."
+        )
         tokens = f"{self._merger.tokens / 1e6:,.1f} M tokens  {rate / 1e6:.2f} M tokens/s"
         self._say(f"{tokens}  {done / total:.1%} of the text  {left}")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m t6jax.data.prepare", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m t6jax.data.prepare", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--source", required=True, help='a file or folder of .parquet, .jsonl or text, "python", a URL, or a hub data set')
-    add("--subset", default="", help="a configuration of a hub data set, such as sample-100BT, or a folder in the source")
+    add(
+        "--source",
+        required=True,
+        help='a file or folder of .parquet, .jsonl or text, "python", a URL, or a hub data set',
+    )
+    add(
+        "--subset",
+        default="",
+        help="a configuration of a hub data set, such as sample-100BT, or a folder in the source",
+    )
     add("--out", required=True, type=pathlib.Path, help="the folder to make")
-    add("--tokenizer", default="gpt2", help="gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json; default gpt2")
-    add("--validation_fraction", type=float, default=0.01, help="of text files, or of what fits in one shard; default 0.01")
+    add(
+        "--tokenizer",
+        default="gpt2",
+        help="gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json; default gpt2",
+    )
+    add(
+        "--validation_fraction",
+        type=float,
+        default=0.01,
+        help="of text files, or of what fits in one shard; default 0.01",
+    )
     add("--shard_tokens", type=int, default=SHARD_TOKENS, help="default 10^8")
     add(
         "--workers",
@@ -216,9 +299,17 @@ def main(arguments: list[str]) -> None:
         default=len(os.sched_getaffinity(0)),
         help="processes, or Slurm or Ray tasks at once; default all cores",
     )
-    add("--executor", default="local", help=f"{', '.join(EXECUTORS)}: datatrove runs the work there; default local")
+    add(
+        "--executor",
+        default="local",
+        help=f"{', '.join(EXECUTORS)}: datatrove runs the work there; default local",
+    )
     add("--slurm_partition", help="with --executor=slurm")
-    add("--slurm_time", default="20:00:00", help="with --executor=slurm: a job's limit; default 20:00:00")
+    add(
+        "--slurm_time",
+        default="20:00:00",
+        help="with --executor=slurm: a job's limit; default 20:00:00",
+    )
     add(
         "--unit_bytes",
         type=int,
@@ -242,7 +333,10 @@ def main(arguments: list[str]) -> None:
     )
     for split in ("train", "val"):
         held = manifest[split]
-        print(f"{split}: {held['documents']:,} documents, {held['tokens']:,} tokens in {len(held['shards'])} shard(s)")
+        print(
+            f"{split}: {held['documents']:,} documents, {held['tokens']:,} tokens in "
+            f"{len(held['shards'])} shard(s)"
+        )
     print(f"prepared {out}")
 
 

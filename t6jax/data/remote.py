@@ -1,7 +1,8 @@
-"""Files wherever fsspec reaches, on disk or over a network; of data sets on the Hugging Face hub, at one commit.
+"""Files wherever fsspec reaches, on disk or over a network; of data sets on the Hugging Face hub,
+at one commit.
 
-Files are listed and opened by datatrove's DataFolder. Failures of a network are tried again where they may pass, and otherwise
-said in a sentence that names the file and what to do.
+Files are listed and opened by datatrove's DataFolder. Failures of a network are tried again where
+they may pass, and otherwise said in a sentence that names the file and what to do.
 """
 
 import contextlib
@@ -20,13 +21,17 @@ PRIVATE = "check the name, and set HF_TOKEN to a token that may read it"
 
 
 class UnavailableError(InputError):
-    """A source over a network has failed, and may answer at another time. wait: seconds that it asks to be left alone."""
+    """A source over a network has failed, and may answer at another time. wait: seconds that it
+    asks to be left alone.
+    """
 
     wait = 0
 
 
-def tried[T](call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """call(), as often as it takes, but at most `attempts` times, while it raises UnavailableError."""
+def with_retries[T](call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    """call(), as often as it takes, but at most `attempts` times, while it raises
+    UnavailableError.
+    """
     for attempt in range(attempts - 1):
         try:
             return call()
@@ -41,12 +46,19 @@ def list_files(folder: str, patterns: list[str]) -> list[tuple[str, int]]:
     """(name, size) of all files of a folder that match one of the patterns, sorted by name."""
     with reading(folder):
         found = [opened(folder).glob(pattern, detail=True) for pattern in patterns]
-    files = {name: info["size"] for infos in found for name, info in infos.items() if info["type"] == "file"}
+    files = {
+        name: info["size"]
+        for infos in found
+        for name, info in infos.items()
+        if info["type"] == "file"
+    }
     return sorted(files.items())
 
 
 def list_hub(name: str, subset: str) -> tuple[str, list[tuple[str, int]]]:
-    """(URL, files) of a data set on the Hugging Face hub at its present commit: all, or those of its configuration `subset`."""
+    """(URL, files) of a data set on the Hugging Face hub at its present commit: all, or those of
+    its configuration `subset`.
+    """
     from huggingface_hub import HfApi
 
     with reading(f"data.source={name!r} is no local folder, and {HUB}{name}"):
@@ -54,13 +66,17 @@ def list_hub(name: str, subset: str) -> tuple[str, list[tuple[str, int]]]:
     card = info.card_data.to_dict() if info.card_data else {}
     configurations = {c["config_name"]: c for c in card.get("configs") or []}
     if subset and subset not in configurations:
-        raise InputError(f"{name} has no subset {subset!r}; it has {', '.join(configurations) or 'none'}")
+        raise InputError(
+            f"{name} has no subset {subset!r}; it has {', '.join(configurations) or 'none'}"
+        )
     url = f"{HUB}{name}@{info.sha}"
     return url, list_files(url, _patterns(configurations.get(subset or "default", {})))
 
 
 def pinned(url: str) -> str:
-    """A URL of a data set on the Hugging Face hub with the commit that its revision is now; others as they are."""
+    """A URL of a data set on the Hugging Face hub with the commit that its revision is now; others
+    as they are.
+    """
     if not url.startswith(HUB):
         return url
     from huggingface_hub import HfApi, HfFileSystem
@@ -82,10 +98,14 @@ def reading(folder: str, path: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:
-        if is_remote(folder) and not isinstance(e, MemoryError):  # each file system has errors of its own
+        if is_remote(folder) and not isinstance(
+            e, MemoryError
+        ):  # each file system has errors of its own
             raise _remote_error(name, e) from e
         if isinstance(e, (pa.ArrowException, OSError, EOFError)):
-            raise InputError(f"{name} cannot be read to its end ({_brief(e)}): download it again") from e
+            raise InputError(
+                f"{name} cannot be read to its end ({_brief(e)}): download it again"
+            ) from e
         raise
 
 
@@ -98,13 +118,23 @@ def _remote_error(name: str, e: Exception) -> InputError:
     from huggingface_hub import errors
 
     for kind, what in (
-        (errors.GatedRepoError, "is gated: ask for access on its page, and set HF_TOKEN to a token of yours"),
-        (errors.RepositoryNotFoundError, f"is not on the Hugging Face hub, or is private: {PRIVATE}"),
+        (
+            errors.GatedRepoError,
+            "is gated: ask for access on its page, and set HF_TOKEN to a token of yours",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            f"is not on the Hugging Face hub, or is private: {PRIVATE}",
+        ),
         (
             errors.RevisionNotFoundError,
-            "is not on the hub at that revision (any more): check it, and delete what a preparation that began with it left",
+            "is not on the hub at that revision (any more): check it, and delete what a "
+            "preparation that began with it left",
         ),
-        (errors.OfflineModeIsEnabled, "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files"),
+        (
+            errors.OfflineModeIsEnabled,
+            "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files",
+        ),
         ((FileNotFoundError, errors.EntryNotFoundError), "does not exist: check the name"),
         (PermissionError, "may not be read: check the credentials"),
         (ImportError, f"cannot be read: {_brief(e)}"),
@@ -116,7 +146,10 @@ def _remote_error(name: str, e: Exception) -> InputError:
         message = response.headers.get("X-Error-Message", "no reason given").rstrip(".")
         return InputError(f"{name} is refused by the Hugging Face hub ({message}): {PRIVATE}")
     what = f"{name} cannot be read ({_brief(e)})"
-    error = UnavailableError(f"{what}: check the connection and give the same command again, or a folder of downloaded files")
+    error = UnavailableError(
+        f"{what}: check the connection and give the same command again, or a folder of downloaded "
+        "files"
+    )
     error.wait = _asked_to_wait(response.headers) if response is not None else 0
     return error
 

@@ -1,10 +1,11 @@
 """Token shards, in the format of llm.c, modded-nanogpt and the published T6 code.
 
-256 int32 of header (magic 20240520, version, token count), then the tokens: uint16 in version 1, uint32 in version 2.
-Every document starts with the tokenizer's document_start. Files with "val" in their name are for validation.
+256 int32 of header (magic 20240520, version, token count), then the tokens: uint16 in version 1,
+uint32 in version 2. Every document starts with the tokenizer's document_start. Files with "val" in
+their name are for validation.
 
-Beside NAME.bin may lie NAME.crc32: the CRC-32 of each 16 KiB of the file, as uint32. Windows are checked by it as they are
-read. Shards of other projects, which have none, are read without.
+Beside NAME.bin may lie NAME.crc32: the CRC-32 of each 16 KiB of the file, as uint32. Windows are
+checked by it as they are read. Shards of other projects, which have none, are read without.
 """
 
 import hashlib
@@ -30,7 +31,8 @@ def version_for(vocab_size: int) -> int:
 
 
 def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = None) -> str:
-    """Writes tokens (integers below 2^32) and their checksums, beside path first, then renamed; returns the file's SHA-256.
+    """Writes tokens (integers below 2^32) and their checksums, beside path first, then renamed;
+    returns the file's SHA-256.
 
     version: default 1 where the tokens fit in uint16.
     """
@@ -38,7 +40,9 @@ def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = No
         version = 1 if tokens.size == 0 or int(tokens.max()) < 2**16 else 2
     header = np.zeros(HEADER_INTS, "<i4")
     header[:3] = MAGIC, version, len(tokens)
-    data = np.concatenate([header.view(np.uint8), np.ascontiguousarray(tokens, DTYPES[version]).view(np.uint8)])
+    data = np.concatenate(
+        [header.view(np.uint8), np.ascontiguousarray(tokens, DTYPES[version]).view(np.uint8)]
+    )
     blocks = [zlib.crc32(data[i : i + CHECKED_BYTES]) for i in range(0, len(data), CHECKED_BYTES)]
     # the checksums first: a shard that is there has them
     write_whole(path.with_suffix(".crc32"), np.array(blocks, "<u4").tobytes())
@@ -57,14 +61,18 @@ def write_whole(path: pathlib.Path, data: bytes | np.ndarray) -> None:
 
 
 def shard_header(path: pathlib.Path) -> tuple[int, int]:
-    """(version, token count) of a shard. Raises InputError naming what is wrong with the file, its size included."""
+    """(version, token count) of a shard. Raises InputError naming what is wrong with the file, its
+    size included.
+    """
     try:
         with path.open("rb") as f:
             header, size = f.read(HEADER_BYTES), os.fstat(f.fileno()).st_size
     except FileNotFoundError as e:
         raise InputError(f"{path} is missing: prepare or download it again") from e
     if size < HEADER_BYTES:
-        raise InputError(f"{path} is truncated: {size} bytes are less than a shard's header of {HEADER_BYTES}")
+        raise InputError(
+            f"{path} is truncated: {size} bytes are less than a shard's header of {HEADER_BYTES}"
+        )
     magic, version, count = (int(x) for x in np.frombuffer(header, "<i4", 3))
     if magic != MAGIC:
         raise InputError(f"{path} is no token shard: its first number is {magic}, not {MAGIC}")
@@ -73,27 +81,39 @@ def shard_header(path: pathlib.Path) -> tuple[int, int]:
     want = HEADER_BYTES + count * DTYPES[version].itemsize
     if size != want:
         what = "is truncated" if size < want else "is longer than its header says"
-        raise InputError(f"{path} {what}: {size} bytes, where {count} tokens take {want}; prepare or download it again")
+        raise InputError(
+            f"{path} {what}: {size} bytes, where {count} tokens take {want}; prepare or download "
+            "it again"
+        )
     return version, count
 
 
 def open_shard(path: pathlib.Path) -> np.ndarray:
-    """The tokens of a shard, memory-mapped. Raises InputError naming what is wrong with the file."""
+    """The tokens of a shard, memory-mapped. Raises InputError naming what is wrong with the
+    file.
+    """
     return _Shard(path).tokens
 
 
 def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """The shards of a split ("train" or "val") in a folder, sorted. Raises InputError where there are none."""
+    """The shards of a split ("train" or "val") in a folder, sorted. Raises InputError where there
+    are none.
+    """
     shards = sorted(p for p in folder.glob("*.bin") if ("val" in p.stem) == (split == "val"))
     if not shards:
-        raise InputError(f"{folder} holds no {split} shard (*.bin with 'val' in the name for validation, others for training)")
+        raise InputError(
+            f"{folder} holds no {split} shard (*.bin with 'val' in the name for validation, others "
+            "for training)"
+        )
     return shards
 
 
 class Windows:
-    """Windows of T + 1 tokens, T apart, over shards: a random-access source for Grain. No window spans two shards.
+    """Windows of T + 1 tokens, T apart, over shards: a random-access source for Grain. No window
+    spans two shards.
 
-    windows[i] -> int32 [T + 1]. Raises InputError for a token outside the vocabulary, and where a checksum does not match.
+    windows[i] -> int32 [T + 1]. Raises InputError for a token outside the vocabulary, and where a
+    checksum does not match.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], length: int, vocab_size: int):
@@ -105,7 +125,8 @@ class Windows:
         if not len(self):
             raise InputError(
                 f"{paths[0].parent} holds too few tokens in {paths[0].name} and the like for "
-                f"one window of context_length + 1 = {length + 1}: give more text, or a larger data.validation_fraction"
+                f"one window of context_length + 1 = {length + 1}: give more text, or a larger "
+                "data.validation_fraction"
             )
 
     def __len__(self) -> int:
@@ -131,7 +152,8 @@ class Windows:
         if window.max() >= self._vocab_size:
             where = start + int(window.argmax())
             raise InputError(
-                f"{self._paths[shard]} holds token {window.max()} at {where}, outside model.vocab_size={self._vocab_size}"
+                f"{self._paths[shard]} holds token {window.max()} at {where}, outside "
+                f"model.vocab_size={self._vocab_size}"
             )
         return window
 
@@ -149,19 +171,28 @@ class _Shard:
         self.tokens = self._file[HEADER_BYTES:].view(DTYPES[version])
         sums = path.with_suffix(".crc32")
         self._checksums = np.fromfile(sums, "<u4") if sums.is_file() else None
-        if self._checksums is not None and len(self._checksums) != -(-len(self._file) // CHECKED_BYTES):
-            raise InputError(f"{sums} does not fit {path.name}: prepare the data again, or delete it to read without checking")
+        if self._checksums is not None and len(self._checksums) != -(
+            -len(self._file) // CHECKED_BYTES
+        ):
+            raise InputError(
+                f"{sums} does not fit {path.name}: prepare the data again, or delete it to read "
+                "without checking"
+            )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop, those around them checked."""
         if self._checksums is not None:
             width = self.tokens.itemsize
-            first, last = (HEADER_BYTES + start * width) // CHECKED_BYTES, (HEADER_BYTES + stop * width - 1) // CHECKED_BYTES
+            first, last = (
+                (HEADER_BYTES + start * width) // CHECKED_BYTES,
+                (HEADER_BYTES + stop * width - 1) // CHECKED_BYTES,
+            )
             for block in range(first, last + 1):
                 data = self._file[block * CHECKED_BYTES : (block + 1) * CHECKED_BYTES]
                 if zlib.crc32(data) != self._checksums[block]:
                     raise InputError(
-                        f"{self._path} is damaged between bytes {block * CHECKED_BYTES} and {block * CHECKED_BYTES + len(data)}: "
+                        f"{self._path} is damaged between bytes {block * CHECKED_BYTES} and "
+                        f"{block * CHECKED_BYTES + len(data)}: "
                         "their checksum does not match; prepare or download it again"
                     )
         return self.tokens[start:stop]

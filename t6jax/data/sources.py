@@ -1,7 +1,9 @@
-"""Any source of text as a plan: units of work, in a fixed order, that can be read apart from each other.
+"""Any source of text as a plan: units of work, in a fixed order, that can be read apart from each
+other.
 
-A unit is a run of text files, some row groups of a Parquet file, or a stretch of a JSONL file. The plan depends on the
-source alone, so the tokens that come of it do not depend on who reads which unit, or when.
+A unit is a run of text files, some row groups of a Parquet file, or a stretch of a JSONL file. The
+plan depends on the source alone, so the tokens that come of it do not depend on who reads which
+unit, or when.
 """
 
 import dataclasses
@@ -27,7 +29,9 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Unit(NamedTuple):
-    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size: bytes of text, about."""
+    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size:
+    bytes of text, about.
+    """
 
     path: str
     start: int
@@ -37,10 +41,12 @@ class Unit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL, on the Hugging Face hub with its commit.
+    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL, on the
+    Hugging Face hub with its commit.
     fingerprint: of its files' names and sizes.
 
-    validation_units: how many of the units, the first, are the validation text; 0: the first shard is.
+    validation_units: how many of the units, the first, are the validation text; 0: the first shard
+        is.
     validation_fraction, validation_bytes: as `make_plan` was given them.
     """
 
@@ -55,7 +61,11 @@ class Plan:
     @property
     def revision(self) -> str:
         """The commit that holds the files, where they are on the Hugging Face hub; else empty."""
-        return self.folder.partition("@")[2].partition("/")[0] if self.folder.startswith(remote.HUB) else ""
+        return (
+            self.folder.partition("@")[2].partition("/")[0]
+            if self.folder.startswith(remote.HUB)
+            else ""
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -67,23 +77,38 @@ class Plan:
 
 
 def make_plan(
-    source: str, subset: str = "", *, validation_fraction: float, validation_bytes: int, unit_bytes: int = UNIT_BYTES
+    source: str,
+    subset: str = "",
+    *,
+    validation_fraction: float,
+    validation_bytes: int,
+    unit_bytes: int = UNIT_BYTES,
 ) -> Plan:
     """The plan of a source. Raises InputError where there is none, or it holds no text.
 
-    source: "python", a file or folder, a URL that fsspec reads, or the name of a data set on the Hugging Face hub. In a
-        folder, Parquet files are taken before JSONL, and that before text.
+    source: "python", a file or folder, a URL that fsspec reads, or the name of a data set on the
+        Hugging Face hub. In a folder, Parquet files are taken before JSONL, and that before text.
     subset: a configuration of a data set on the hub, or a folder in the source.
     validation_fraction: of the bytes of text files, drawn by file, but at most validation_bytes.
     """
     if not 0 < validation_fraction < 1:
-        raise InputError(f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}")
-    first = functools.partial(remote.tried, attempts=remote.FIRST_ATTEMPTS)
+        raise InputError(
+            f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}"
+        )
+    first = functools.partial(remote.with_retries, attempts=remote.FIRST_ATTEMPTS)
     path = pathlib.Path(source, subset)
     if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
-        return _text_plan(PYTHON if source == PYTHON else str(path.absolute()), validation_fraction, validation_bytes, unit_bytes)
+        return _text_plan(
+            PYTHON if source == PYTHON else str(path.absolute()),
+            validation_fraction,
+            validation_bytes,
+            unit_bytes,
+        )
     if path.exists():
-        folder, files = str(path.parent.absolute() if path.is_file() else path.absolute()), _local_files(path)
+        folder, files = (
+            str(path.parent.absolute() if path.is_file() else path.absolute()),
+            _local_files(path),
+        )
     elif "://" in source:
         url = source.rstrip("/") + (f"/{subset}" if subset else "")
         folder = first(lambda: remote.pinned(url))
@@ -94,7 +119,10 @@ def make_plan(
         raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
     kind = _kind(files)
     if kind == TEXT:
-        raise InputError(f"data.source={source!r} holds no .parquet or .jsonl file{f' for {subset!r}' if subset else ''}")
+        raise InputError(
+            f"data.source={source!r} holds no .parquet or .jsonl "
+            f"file{f' for {subset!r}' if subset else ''}"
+        )
     files = [(name, size) for name, size in files if name.endswith(SUFFIXES[kind])]
     if "://" in folder:
         unit_bytes *= REMOTE_UNITS
@@ -104,7 +132,9 @@ def make_plan(
         units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
         raise InputError(f"data.source={source!r} holds no text")
-    return Plan(kind, folder, _fingerprint(files), 0, validation_fraction, validation_bytes, tuple(units))
+    return Plan(
+        kind, folder, _fingerprint(files), 0, validation_fraction, validation_bytes, tuple(units)
+    )
 
 
 def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
@@ -122,7 +152,9 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
     return (text for text in texts if text)
 
 
-def _text_plan(source: str, validation_fraction: float, validation_bytes: int, unit_bytes: int) -> Plan:
+def _text_plan(
+    source: str, validation_fraction: float, validation_bytes: int, unit_bytes: int
+) -> Plan:
     training, validation = _split(source, validation_fraction, validation_bytes)
     units: list[Unit] = []
     for found in (validation, training):
@@ -131,11 +163,21 @@ def _text_plan(source: str, validation_fraction: float, validation_bytes: int, u
         units += [Unit("", first + start, first + stop, size) for start, stop, size in ranges]
         validation_units = len(units) if found is validation else validation_units
     fingerprint = _fingerprint((d.name, d.size) for d in validation + training)
-    return Plan(TEXT, source, fingerprint, validation_units, validation_fraction, validation_bytes, tuple(units))
+    return Plan(
+        TEXT,
+        source,
+        fingerprint,
+        validation_units,
+        validation_fraction,
+        validation_bytes,
+        tuple(units),
+    )
 
 
 @functools.lru_cache(1)  # a worker reads many units
-def _split(source: str, validation_fraction: float, validation_bytes: int) -> tuple[list[Document], list[Document]]:
+def _split(
+    source: str, validation_fraction: float, validation_bytes: int
+) -> tuple[list[Document], list[Document]]:
     return split(documents(source), validation_fraction, validation_bytes)
 
 
@@ -143,12 +185,19 @@ def _local_files(path: pathlib.Path) -> list[tuple[str, int]]:
     if path.is_file():
         return [(path.name, path.stat().st_size)]
     found = ((p, p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    return sorted((str(name), p.stat().st_size) for p, name in found if not any(part.startswith(".") for part in name.parts))
+    return sorted(
+        (str(name), p.stat().st_size)
+        for p, name in found
+        if not any(part.startswith(".") for part in name.parts)
+    )
 
 
 def _kind(files: Iterable[tuple[str, int]]) -> str:
     names = [name for name, _ in files]
-    return next((kind for kind in (PARQUET, JSONL) if any(name.endswith(SUFFIXES[kind]) for name in names)), TEXT)
+    return next(
+        (kind for kind in (PARQUET, JSONL) if any(name.endswith(SUFFIXES[kind]) for name in names)),
+        TEXT,
+    )
 
 
 def _fingerprint(files: Iterable[tuple[str, int]]) -> str:

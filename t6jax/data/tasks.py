@@ -1,4 +1,6 @@
-"""What datatrove runs: a pipeline of one step, which tokenizes the unit of its task's rank; and executors that run it."""
+"""What datatrove runs: a pipeline of one step, which tokenizes the unit of its task's rank; and
+executors that run it.
+"""
 
 import os
 import pathlib
@@ -68,10 +70,20 @@ class _InOrder(PipelineExecutor):
 
     def get_distributed_env(self, node_rank: int = -1) -> dict[str, str]:
         keys = ("node_ips", "cpus_per_task", "mem_per_cpu", "gpus_on_node")
-        return {f"datatrove_{key}": "" for key in keys} | {"datatrove_executor": type(self).__name__}
+        return {f"datatrove_{key}": "" for key in keys} | {
+            "datatrove_executor": type(self).__name__
+        }
 
-    def _run_all(self, at_once: int, submit: Callable[[int], Any], wait: Callable, result: Callable[[Any], Any]) -> None:
-        """submit: rank -> a running task. wait: running tasks -> (done, running), soon. result: raises a done task's error."""
+    def _run_all(
+        self,
+        at_once: int,
+        submit: Callable[[int], Any],
+        wait: Callable,
+        result: Callable[[Any], Any],
+    ) -> None:
+        """submit: rank -> a running task. wait: running tasks -> (done, running), soon. result:
+        raises a done task's error.
+        """
         running: Collection[Any] = []
         for rank in range(self._first, self._tasks):
             while len(running) >= at_once or not self._may_begin(rank):
@@ -87,23 +99,34 @@ class _InOrder(PipelineExecutor):
                 result(task)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_may_begin": None, "_stopped": None}  # of no use in a task's process
+        return self.__dict__ | {
+            "_may_begin": None,
+            "_stopped": None,
+        }  # of no use in a task's process
 
 
 class LocalExecutor(_InOrder):
     """Over processes of this machine.
 
-    In place of datatrove's own LocalPipelineExecutor, which waits for ever for the task of a process that was killed (as it
-    is where memory runs out), leaves processes behind when it is killed itself, and runs ahead without bound.
+    In place of datatrove's own LocalPipelineExecutor, which waits for ever for the task of a
+    process that was killed (as it is where memory runs out), leaves processes behind when it is
+    killed itself, and runs ahead without bound.
     """
 
     def run(self) -> None:
         """Raises the first error of a task, BrokenProcessPool where a process was killed."""
-        pool = ProcessPoolExecutor(self._workers, get_context("forkserver"), initializer=_end_with_parent)
+        pool = ProcessPoolExecutor(
+            self._workers, get_context("forkserver"), initializer=_end_with_parent
+        )
         submit = lambda rank: pool.submit(self._run_for_rank, rank, 1)
         try:
             # one task more than processes, so that none of them waits
-            self._run_all(self._workers + 1, submit, lambda running: wait(running, 0.1, FIRST_COMPLETED), Future.result)
+            self._run_all(
+                self._workers + 1,
+                submit,
+                lambda running: wait(running, 0.1, FIRST_COMPLETED),
+                Future.result,
+            )
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -111,12 +134,14 @@ class LocalExecutor(_InOrder):
 class RayExecutor(_InOrder):
     """Over a Ray cluster, on storage that its machines share.
 
-    In place of datatrove's own RayPipelineExecutor, which keeps a task's error to itself, cannot be stopped, and runs ahead
-    without bound.
+    In place of datatrove's own RayPipelineExecutor, which keeps a task's error to itself, cannot be
+    stopped, and runs ahead without bound.
     """
 
     def run(self) -> None:
-        """Raises the first error of a task, Ray's own where its process was killed again and again."""
+        """Raises the first error of a task, Ray's own where its process was killed again and
+        again.
+        """
         import ray
 
         executor = ray.put(self)
@@ -136,7 +161,9 @@ class RayExecutor(_InOrder):
                 raise e.cause from e
 
         try:
-            self._run_all(self._workers, submit, lambda running: ray.wait(running, timeout=0.1), result)
+            self._run_all(
+                self._workers, submit, lambda running: ray.wait(running, timeout=0.1), result
+            )
         finally:
             for task in begun:
                 ray.cancel(task)
@@ -149,23 +176,39 @@ def _run_for_rank(executor: PipelineExecutor, rank: int) -> None:
 
 
 class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's executor on Slurm, for the tasks from `first` on whose parts are missing. What a task raises is written down.
+    """datatrove's executor on Slurm, for the tasks from `first` on whose parts are missing. What a
+    task raises is written down.
 
     Without its last job, which would gather statistics in a folder that is gone by then.
     """
 
     def __init__(self, work: pathlib.Path, first: int, tasks: int, workers: int, **options):
         logs = str(work / "datatrove")
-        super().__init__([TokenizeUnits(work)], tasks=tasks, workers=workers, logging_dir=logs, skip_completed=False, **options)
+        super().__init__(
+            [TokenizeUnits(work)],
+            tasks=tasks,
+            workers=workers,
+            logging_dir=logs,
+            skip_completed=False,
+            **options,
+        )
         self._work, self._first = work, first
 
     def get_incomplete_ranks(self, ranks=None, skip_completed=None) -> list[int]:
-        self._ranks = [rank for rank in range(self._first, self.tasks) if not part_path(self._work, rank).exists()]
+        self._ranks = [
+            rank
+            for rank in range(self._first, self.tasks)
+            if not part_path(self._work, rank).exists()
+        ]
         return self._ranks
 
     def job_of(self, rank: int) -> str | None:
         """The job that runs a task, as ARRAY_INDEX; None where no job does."""
-        return f"{self.job_id}_{self._ranks.index(rank) // self.tasks_per_job}" if rank in self._ranks else None
+        return (
+            f"{self.job_id}_{self._ranks.index(rank) // self.tasks_per_job}"
+            if rank in self._ranks
+            else None
+        )
 
     def launch_merge_stats(self) -> None:
         pass
@@ -174,13 +217,19 @@ class SlurmExecutor(SlurmPipelineExecutor):
         try:
             return super()._run_for_rank(rank, *args, **options)
         except Exception as e:
-            what = str(e) if isinstance(e, InputError) else f"a task failed ({type(e).__name__}: {e}); see {self._work}/datatrove"
+            what = (
+                str(e)
+                if isinstance(e, InputError)
+                else f"a task failed ({type(e).__name__}: {e}); see {self._work}/datatrove"
+            )
             write_whole(error_path(self._work, rank), what.encode())
             raise
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone, as after kill -9, for a new one to take over."""
+    """Ends this worker when the process that started it is gone, as after kill -9, for a new one to
+    take over.
+    """
     parent = parent_process()
 
     def watch():

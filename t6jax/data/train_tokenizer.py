@@ -1,6 +1,7 @@
 """Trains a byte-level BPE on one's own text.
 
-usage: python -m t6jax.data.train_tokenizer --source=SOURCE --out=FOLDER/tokenizer.json --vocab_size=32768 [--max_bytes=N]
+usage: python -m t6jax.data.train_tokenizer --source=SOURCE --out=FOLDER/tokenizer.json
+    --vocab_size=32768 [--max_bytes=N]
 """
 
 import argparse
@@ -16,16 +17,27 @@ from t6jax.errors import InputError
 SMALLEST = 257  # every byte, and the start of a document
 
 
-def train_tokenizer(source: str, out: pathlib.Path, vocab_size: int, *, subset: str = "", max_bytes: int | None = None) -> int:
-    """Trains a byte-level BPE with GPT-2's pattern on a source (see `make_plan`), written to `out`; returns its vocabulary size.
+def train_tokenizer(
+    source: str,
+    out: pathlib.Path,
+    vocab_size: int,
+    *,
+    subset: str = "",
+    max_bytes: int | None = None,
+) -> int:
+    """Trains a byte-level BPE with GPT-2's pattern on a source (see `make_plan`), written to `out`;
+    returns its vocabulary size.
 
-    max_bytes: of text to train on, about, taken evenly from the whole of the source; None: all. The text is held in memory as
-    counts of its words.
+    max_bytes: of text to train on, about, taken evenly from the whole of the source; None: all. The
+    text is held in memory as counts of its words.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocab_size < SMALLEST:
-        raise InputError(f"--vocab_size must be at least {SMALLEST}, for each byte and the start of a document; got {vocab_size}")
+        raise InputError(
+            f"--vocab_size must be at least {SMALLEST}, for each byte and the start of a document; "
+            f"got {vocab_size}"
+        )
     if out.suffix != ".json":
         raise InputError(f"--out must be a .json file; got {str(out)!r}")
     if out.exists():
@@ -36,7 +48,10 @@ def train_tokenizer(source: str, out: pathlib.Path, vocab_size: int, *, subset: 
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[ENDOFTEXT], initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[ENDOFTEXT],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(plan, max_bytes), trainer)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,15 +72,28 @@ def _texts(plan: Plan, max_bytes: int | None) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m t6jax.data.train_tokenizer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m t6jax.data.train_tokenizer", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
     add("--source", required=True, help="as for t6jax.data.prepare")
     add("--subset", default="", help="as for t6jax.data.prepare")
     add("--out", required=True, type=pathlib.Path, help="the tokenizer.json to write")
-    add("--vocab_size", required=True, type=int, help="tokens, one for each byte and the start of a document included")
-    add("--max_bytes", type=int, help="of text to train on, taken evenly from the source; default all")
+    add(
+        "--vocab_size",
+        required=True,
+        type=int,
+        help="tokens, one for each byte and the start of a document included",
+    )
+    add(
+        "--max_bytes",
+        type=int,
+        help="of text to train on, taken evenly from the source; default all",
+    )
     args = parser.parse_args(arguments)
-    size = train_tokenizer(args.source, args.out, args.vocab_size, subset=args.subset, max_bytes=args.max_bytes)
+    size = train_tokenizer(
+        args.source, args.out, args.vocab_size, subset=args.subset, max_bytes=args.max_bytes
+    )
     print(f"{size:,} tokens in {args.out}")
 
 

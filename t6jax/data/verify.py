@@ -1,4 +1,6 @@
-"""Checks every byte of a folder of shards against its manifest. usage: python -m t6jax.data.verify FOLDER [--workers=N]"""
+"""Checks every byte of a folder of shards against its manifest. usage: python -m t6jax.data.verify
+FOLDER [--workers=N]
+"""
 
 import argparse
 import hashlib
@@ -21,12 +23,18 @@ def verify(folder: pathlib.Path, workers: int = 1) -> Iterator[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
     manifest = read_manifest(folder)
-    shards = {s["file"]: s for split in ("train", "val") for s in manifest[split]["shards"]} if manifest else {}
+    shards = (
+        {s["file"]: s for split in ("train", "val") for s in manifest[split]["shards"]}
+        if manifest
+        else {}
+    )
     names = sorted(shards.keys() | {p.name for p in folder.glob("*.bin")})
     if not names:
         raise InputError(f"{folder} holds no shard")
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda name: _check(folder / name, shards.get(name), manifest is not None), names)
+        found = pool.map(
+            lambda name: _check(folder / name, shards.get(name), manifest is not None), names
+        )
         yield from (sentence for sentence in found if sentence)
 
 
@@ -41,14 +49,21 @@ def _check(path: pathlib.Path, listed: dict | None, has_manifest: bool) -> str |
     if listed and "sha256" in listed:
         with path.open("rb") as f:
             if hashlib.file_digest(f, "sha256").hexdigest() != listed["sha256"]:
-                return f"{path} is damaged: its bytes do not have the manifest's SHA-256; prepare or download it again"
+                return (
+                    f"{path} is damaged: its bytes do not have the manifest's SHA-256; "
+                    "prepare or download it again"
+                )
     return None
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m t6jax.data.verify", description=__doc__.split(" usage:")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m t6jax.data.verify", description=__doc__.split(" usage:")[0]
+    )
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="files read at once")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="files read at once"
+    )
     args = parser.parse_args(arguments)
     wrong = 0
     for sentence in verify(args.folder, args.workers):
@@ -57,7 +72,10 @@ def main(arguments: list[str]) -> int:
     if not wrong:
         shards = len([*args.folder.glob("*.bin")])
         known = read_manifest(args.folder) is not None
-        print(f"{shards} shards: {'every byte is as prepared' if known else 'sizes are right; no manifest to check bytes by'}")
+        checked = "every byte is as prepared"
+        if not known:
+            checked = "sizes are right; no manifest to check bytes by"
+        print(f"{shards} shards: {checked}")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,6 @@
-"""The nats of a whole text, each token predicted once, from as much of what precedes it as a sliding window holds."""
+"""The nats of a whole text, each token predicted once, from as much of what precedes it as a
+sliding window holds.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +13,14 @@ from t6jax.evaluation.scoring import Scorer
 WINDOWS = 4096  # scored at a time
 
 
-def sliding_windows(tokens: Sequence[int], document_start: int, max_length: int, stride: int) -> Iterator[Request]:
-    """Requests whose continuations are the text: the first max_length tokens of it, then `stride` at a time.
+def sliding_windows(
+    tokens: Sequence[int], document_start: int, max_length: int, stride: int
+) -> Iterator[Request]:
+    """Requests whose continuations are the text: the first max_length tokens of it, then `stride`
+    at a time.
 
-    A window has max_length input tokens, so from the second on each token sees at least the max_length - stride before it.
+    A window has max_length input tokens, so from the second on each token sees at least the
+    max_length - stride before it.
     """
     whole = [document_start, *tokens]
     begin = 1
@@ -25,7 +31,9 @@ def sliding_windows(tokens: Sequence[int], document_start: int, max_length: int,
 
 
 def total_nats(scorer: Scorer, windows: Iterable[Request], tokens: int) -> float:
-    """The negative log-likelihood of all windows together; tokens: how many they predict, for the progress shown."""
+    """The negative log-likelihood of all windows together; tokens: how many they predict, for the
+    progress shown.
+    """
     nats = 0.0
     with tqdm(total=tokens, desc="bits a byte", unit=" tokens", unit_scale=True) as progress:
         for block in itertools.batched(windows, WINDOWS):

@@ -1,9 +1,11 @@
-"""Requests into rows of tokens: what several requests share is laid down once, and rows come in a few fixed lengths.
+"""Requests into rows of tokens: what several requests share is laid down once, and rows come in a
+few fixed lengths.
 
-A request asks for the log-likelihoods of the tokens of a continuation behind a context. A group is one context with the
-continuations that were asked for behind it; it occupies the context's tokens and, of each continuation, all but the last
-token, which nothing follows. A continuation's tokens see the context and what precedes them in their own continuation
-(t6jax.ops.causal_attention.Segments), at the positions that they have behind the context alone.
+A request asks for the log-likelihoods of the tokens of a continuation behind a context. A group is
+one context with the continuations that were asked for behind it; it occupies the context's tokens
+and, of each continuation, all but the last token, which nothing follows. A continuation's tokens
+see the context and what precedes them in their own continuation (t6jax.ops.attention.Segments), at
+the positions that they have behind the context alone.
 """
 
 import dataclasses
@@ -21,9 +23,9 @@ MULTIPLE = 64
 SMALL = 512
 # batches that a length of row must have to be worth its compilation of several seconds
 WORTH = 32
-# The time of a token in a row of T tokens is taken to be 1 + T / ATTENTION of what it costs outside attention, which grows
-# with the row since what a token does not see is masked and not skipped. For T6 XL on an H200; it only weighs row lengths
-# against each other.
+# The time of a token in a row of T tokens is taken to be 1 + T / ATTENTION of what it costs outside
+# attention, which grows with the row since what a token does not see is masked and not skipped. For
+# T6 XL on an H200; it only weighs row lengths against each other.
 ATTENTION = 1500
 
 
@@ -58,9 +60,11 @@ class Row(NamedTuple):
 class Arrays(NamedTuple):
     """Rows as a program takes them, the rows of each of D devices in turn.
 
-    tokens, positions: of the row's tokens; own, context: their segments, as in Segments; 0 where the row is padded.
-    index, target: the n-th scored token of a device has its logits at place `index` of the device's rows, laid flat, and
-        is `target`; behind `count` of them there is nothing. requests: (request, scored tokens) in that order, a device.
+    tokens, positions: of the row's tokens; own, context: their segments, as in Segments; 0 where
+        the row is padded.
+    index, target: the n-th scored token of a device has its logits at place `index` of the device's
+        rows, laid flat, and is `target`; behind `count` of them there is nothing. requests:
+        (request, scored tokens) in that order, a device.
     """
 
     tokens: Int[np.ndarray, "B T"]
@@ -74,34 +78,47 @@ class Arrays(NamedTuple):
 
 
 def truncated(request: Request, max_length: int) -> Request:
-    """The request with as much of the end of its context as a window of max_length input tokens holds.
+    """The request with as much of the end of its context as a window of max_length input tokens
+    holds.
 
-    The last token of the continuation is no input, so context and continuation may have max_length + 1 tokens together.
-    Raises InputError where the continuation is empty, or alone longer than max_length.
+    The last token of the continuation is no input, so context and continuation may have max_length
+    + 1 tokens together. Raises InputError where the continuation is empty, or alone longer than
+    max_length.
     """
     if not 1 <= len(request.continuation) <= max_length:
         raise InputError(
-            f"a request asks for a continuation of {len(request.continuation)} tokens; it must have at least 1, and fit the "
+            f"a request asks for a continuation of {len(request.continuation)} tokens; it must "
+            "have at least 1, and fit the "
             f"model's window of {max_length}"
         )
     room = max_length + 1 - len(request.continuation)
-    return request if len(request.context) <= room else Request(request.context[-room:], request.continuation)
+    return (
+        request
+        if len(request.context) <= room
+        else Request(request.context[-room:], request.continuation)
+    )
 
 
 def grouped(requests: Sequence[Request]) -> list[Group]:
     """The requests by context, largest group first.
 
-    A group is split where that costs less than twice its context: a long context is not computed twice, and many long
-    continuations of a short one can be spread over rows.
+    A group is split where that costs less than twice its context: a long context is not computed
+    twice, and many long continuations of a short one can be spread over rows.
     """
     by_context: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
     for i, request in enumerate(requests):
         by_context.setdefault(tuple(request.context), []).append((i, request.continuation))
-    groups = [piece for context, continuations in by_context.items() for piece in _pieces(context, continuations)]
+    groups = [
+        piece
+        for context, continuations in by_context.items()
+        for piece in _pieces(context, continuations)
+    ]
     return sorted(groups, key=lambda group: -group.size)
 
 
-def _pieces(context: tuple[int, ...], continuations: list[tuple[int, Sequence[int]]]) -> Iterator[Group]:
+def _pieces(
+    context: tuple[int, ...], continuations: list[tuple[int, Sequence[int]]]
+) -> Iterator[Group]:
     longest = max(len(tokens) for _, tokens in continuations)
     limit = max(SMALL, 2 * len(context) + longest)
     taken: list[tuple[int, Sequence[int]]] = []
@@ -119,8 +136,9 @@ def _pieces(context: tuple[int, ...], continuations: list[tuple[int, Sequence[in
 def in_rows(groups: Sequence[Group], batch_tokens: int) -> list[list[Row]]:
     """The groups, largest first, in rows: a list for each length that is used.
 
-    One length, the cheapest, unless there is work for another compilation: groups of half the size and less get a length of
-    their own where they, and those before them, are WORTH batches of batch_tokens each.
+    One length, the cheapest, unless there is work for another compilation: groups of half the size
+    and less get a length of their own where they, and those before them, are WORTH batches of
+    batch_tokens each.
     """
     worth, classes, totals = WORTH * batch_tokens, [], []
     for group in groups:
@@ -144,7 +162,9 @@ def _rows(groups: list[Group]) -> list[Row]:
 
 
 def fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Indices of the sizes, largest first, in rows of at most `length`: each where it leaves the least room."""
+    """Indices of the sizes, largest first, in rows of at most `length`: each where it leaves the
+    least room.
+    """
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(length + 1)]  # the rows that have so much room
     rooms = 0  # bit r: whether there is a row with room r
@@ -165,7 +185,8 @@ def fit(sizes: Sequence[int], length: int) -> list[list[int]]:
 
 
 def batches(rows: Sequence[Row], batch_tokens: int, devices: int) -> Iterator[list[Row]]:
-    """Rows of one length, so many at a time that a device takes batch_tokens; the last ones are filled up with empty rows.
+    """Rows of one length, so many at a time that a device takes batch_tokens; the last ones are
+    filled up with empty rows.
 
     Fewer where there are not so many, so that a small evaluation is not padded to a large batch.
     """
@@ -203,7 +224,9 @@ def arrays(batch: Sequence[Row], devices: int) -> Arrays:
                 here = slice(at, at + new)
                 tokens[b, here], positions[b, here] = continuation[:-1], length + np.arange(new)
                 own[b, here], context[b, here] = segment, shared
-                index[device, n] = last  # the context's last token says what the first of the continuation is
+                index[device, n] = (
+                    last  # the context's last token says what the first of the continuation is
+                )
                 index[device, n + 1 : n + 1 + new] = base + at + np.arange(new)
                 target[device, n : n + 1 + new] = continuation
                 requests[device].append((i, new + 1))

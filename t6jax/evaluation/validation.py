@@ -22,7 +22,8 @@ LARGEST_COUNTED_SAMPLE = 10**8
 
 
 def make_loss_sums(graph: nnx.GraphDef[T6], document_start: int | None = None) -> Callable:
-    """(params, windows [B, T + 1], mask [B]) -> (nats of all unmasked tokens, how many), compiled once a shape.
+    """(params, windows [B, T + 1], mask [B]) -> (nats of all unmasked tokens, how many), compiled
+    once a shape.
 
     document_start: the token at which attention stops and positions restart; None: nowhere.
     """
@@ -31,7 +32,9 @@ def make_loss_sums(graph: nnx.GraphDef[T6], document_start: int | None = None) -
     def loss_sums(params, windows, mask):
         model = nnx.merge(graph, params)
         tokens = windows[:, :-1]
-        nats = cross_entropy(model(tokens, **model_arguments(tokens, document_start)), windows[:, 1:])
+        nats = cross_entropy(
+            model(tokens, **model_arguments(tokens, document_start)), windows[:, 1:]
+        )
         return jnp.sum(nats * mask[:, None]), jnp.sum(mask) * nats.shape[1]
 
     return loss_sums
@@ -43,10 +46,17 @@ def validation_loss(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     sharding: jax.sharding.Sharding | None = None,
 ) -> float:
-    """Mean loss in nats a token over the batches, whose rows lie on the devices as `sharding` says."""
+    """Mean loss in nats a token over the batches, whose rows lie on the devices as `sharding`
+    says.
+    """
     # every process has all rows, and puts those of its own devices there
-    put = lambda x: x if sharding is None else jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-    # looked at when all are launched, so that the device need not wait for the host; summed in float64
+    put = lambda x: (
+        x
+        if sharding is None
+        else jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    )
+    # looked at when all are launched, so that the device need not wait for the host; summed in
+    # float64
     sums = [loss_sums(params, *map(put, batch)) for batch in batches]
     nats, tokens = np.asarray(jax.device_get(sums), np.float64).reshape(-1, 2).sum(axis=0)
     return float(nats / tokens) if tokens else math.nan
@@ -54,17 +64,23 @@ def validation_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Entropies:
-    """Cross-entropy, nats a token, of the validation text under the training text's counts; None: not computed."""
+    """Cross-entropy, nats a token, of the validation text under the training text's counts; None:
+    not computed.
+    """
 
     order_0: float
     bigram: float | None
 
 
-def entropies(sources: Sources, vocab_size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Entropies:
-    """The entropies of the targets of these validation batches, each token given nothing, or given the one before it.
+def entropies(
+    sources: Sources, vocab_size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Entropies:
+    """The entropies of the targets of these validation batches, each token given nothing, or given
+    the one before it.
 
-    Counts come from the first 10^8 training tokens, of several sources by their weights. One count is spread evenly over the
-    vocabulary for tokens never seen; a bigram's prediction is its counts plus one count spread as order 0 predicts.
+    Counts come from the first 10^8 training tokens, of several sources by their weights. One count
+    is spread evenly over the vocabulary for tokens never seen; a bigram's prediction is its counts
+    plus one count spread as order 0 predicts.
     """
     single, pairs = _counts(sources, vocab_size)
     order_0 = (single + 1 / vocab_size) / (single.sum() + 1)
@@ -75,7 +91,9 @@ def entropies(sources: Sources, vocab_size: int, batches: Iterable[tuple[np.ndar
         nats_0 -= float(np.log(order_0[after]).sum())
         tokens += len(after)
         if pairs is not None:
-            nats_2 -= float(np.log((pairs[before, after] + order_0[after]) / (pairs.sum(1)[before] + 1)).sum())
+            nats_2 -= float(
+                np.log((pairs[before, after] + order_0[after]) / (pairs.sum(1)[before] + 1)).sum()
+            )
     return Entropies(nats_0 / tokens, None if pairs is None else nats_2 / tokens)
 
 
@@ -106,7 +124,11 @@ def _sample(sources: Sources) -> Iterator[np.ndarray]:
 
 def report(loss: float, baseline: Entropies | None, bytes_per_token: float | None) -> str:
     """A table of the loss beside the entropies: nats a token and, where known, bits a byte."""
-    rows = [("order-0 entropy", baseline.order_0), ("bigram entropy", baseline.bigram)] if baseline else []
+    rows = (
+        [("order-0 entropy", baseline.order_0), ("bigram entropy", baseline.bigram)]
+        if baseline
+        else []
+    )
     rows.append(("model", loss))
     lines = [f"{'validation text':<18}{'nats/token':>12}{'bits/byte':>12}{'perplexity':>12}"]
     for name, nats in rows:

@@ -1,6 +1,7 @@
 """A published PyTorch checkpoint to a run's directory, for eval.py and generate.py.
 
-usage: python -m t6jax.interop.from_reference CHECKPOINT_DIR OUT_DIR [--rope_table_dtype=bfloat16] [--tokenizer=gpt2]
+usage: python -m t6jax.interop.from_reference CHECKPOINT_DIR OUT_DIR [--rope_table_dtype=bfloat16]
+    [--tokenizer=gpt2]
 """
 
 import json
@@ -26,11 +27,19 @@ from t6jax.runs import CHECKPOINTS, CONFIG, PARAMETERS, write_config
 STEP = "0"  # how long it was trained is not said in a published checkpoint
 
 
-def convert(checkpoint: pathlib.Path, out: pathlib.Path, *, rope_table_dtype: str, tokenizer: str) -> str:
-    """Writes the checkpoint as a run's directory, and says what it is. Raises InputError for what cannot be read."""
+def convert(
+    checkpoint: pathlib.Path, out: pathlib.Path, *, rope_table_dtype: str, tokenizer: str
+) -> str:
+    """Writes the checkpoint as a run's directory, and says what it is. Raises InputError for what
+    cannot be read.
+    """
     if (out / CONFIG).exists():
         raise InputError(f"{out} is a run's directory already: name another")
-    model = from_reference(read_parameters(checkpoint), read_json(checkpoint / "config.json"), jnp.dtype(rope_table_dtype))
+    model = from_reference(
+        read_parameters(checkpoint),
+        read_json(checkpoint / "config.json"),
+        jnp.dtype(rope_table_dtype),
+    )
     folder = (out / CHECKPOINTS / STEP).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -38,7 +47,13 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path, *, rope_table_dtype: st
     if tokenizer not in NAMES:
         get_tokenizer(tokenizer).save(out)
     # no data: eval.py takes --data
-    data = {"path": "", "source": "", "tokenizer": tokenizer, "validation_fraction": 0.01, "num_workers": 0}
+    data = {
+        "path": "",
+        "source": "",
+        "tokenizer": tokenizer,
+        "validation_fraction": 0.01,
+        "num_workers": 0,
+    }
     write_config(out, {"model": model.config.to_dict(), "data": data})
     return f"{out}: {model.config.attention.name}, {model.config.parameter_count:,} parameters"
 
@@ -57,7 +72,8 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def read_parameters(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
-    """The parameters of a published checkpoint's folder, in one file or in the several that an index lists.
+    """The parameters of a published checkpoint's folder, in one file or in the several that an
+    index lists.
 
     Raises InputError where there are none, or a file is broken.
     """
@@ -67,13 +83,18 @@ def read_parameters(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
             return read(path)
         if index.is_file():
             return {name: x for part in _parts(index) for name, x in read(part).items()}
-    raise InputError(f"{checkpoint} has neither {' nor '.join(READERS)}: name the folder of a published checkpoint")
+    raise InputError(
+        f"{checkpoint} has neither {' nor '.join(READERS)}: name the folder of a published "
+        "checkpoint"
+    )
 
 
 def _parts(index: pathlib.Path) -> list[pathlib.Path]:
     """The files that an index lists, beside it."""
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(n, str) and n == pathlib.Path(n).name for n in names.values()):
+    if not isinstance(names, dict) or not all(
+        isinstance(n, str) and n == pathlib.Path(n).name for n in names.values()
+    ):
         raise InputError(f"{index} must map parameters to file names beside it under weight_map")
     return [index.parent / name for name in sorted(set(names.values()))]
 
@@ -90,7 +111,9 @@ def read_bin(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as e:
-        raise InputError(f"{path} needs PyTorch to be read: pip install torch, or give model.safetensors") from e
+        raise InputError(
+            f"{path} needs PyTorch to be read: pip install torch, or give model.safetensors"
+        ) from e
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
@@ -99,7 +122,9 @@ def read_bin(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
         raise InputError(f"{path} must hold a dict of tensors under their parameters' names")
     # NumPy has no bfloat16 of its own; float32 holds its numbers exactly on the way
-    to_numpy = lambda x: x.float().numpy().astype(jnp.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+    to_numpy = lambda x: (
+        x.float().numpy().astype(jnp.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+    )
     return {name: to_numpy(x.detach().contiguous()) for name, x in state.items()}
 
 
@@ -111,7 +136,9 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
 
 def main(argv: list[str]) -> int:
     if len(argv) != 3:
-        raise InputError("name two folders: python -m t6jax.interop.from_reference CHECKPOINT_DIR OUT_DIR")
+        raise InputError(
+            "name two folders: python -m t6jax.interop.from_reference CHECKPOINT_DIR OUT_DIR"
+        )
     options = {"rope_table_dtype": ROPE_TABLE_DTYPE.value, "tokenizer": TOKENIZER.value}
     print(convert(pathlib.Path(argv[1]), pathlib.Path(argv[2]), **options))
     return 0
@@ -119,6 +146,10 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     # the published code rounds the tables so, and the checkpoints were trained with it
-    ROPE_TABLE_DTYPE = flags.DEFINE_enum("rope_table_dtype", "bfloat16", DTYPES, "What RoPE's cosines and sines are rounded to.")
-    TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", "What it was trained with: gpt2, bytes, or the path of its file.")
+    ROPE_TABLE_DTYPE = flags.DEFINE_enum(
+        "rope_table_dtype", "bfloat16", DTYPES, "What RoPE's cosines and sines are rounded to."
+    )
+    TOKENIZER = flags.DEFINE_string(
+        "tokenizer", "gpt2", "What it was trained with: gpt2, bytes, or the path of its file."
+    )
     run(main, arguments=True)

@@ -1,4 +1,6 @@
-"""Parameters under the published code's names (github.com/tensorgi/TPA), and its config.json keys, to a T6."""
+"""Parameters under the published code's names (github.com/tensorgi/TPA), and its config.json keys,
+to a T6.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,22 +15,31 @@ from t6jax.config import DTYPES, ModelConfig
 from t6jax.errors import InputError
 from t6jax.model import T6, abstract
 
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"  # one array there, saved under either name or both
+EMBEDDING, HEAD = (
+    "transformer.wte.weight",
+    "lm_head.weight",
+)  # one array there, saved under either name or both
 
 
-def from_reference(params: Mapping[str, np.ndarray], config: Mapping[str, Any], rope_table_dtype: DTypeLike = jnp.float32) -> T6:
+def from_reference(
+    params: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    rope_table_dtype: DTypeLike = jnp.float32,
+) -> T6:
     """The model with these parameters; its mechanism is recognised from their names.
 
     params: under the published names, linear maps as [out, in].
     config: the keys of a published config.json; others are passed over.
     rope_table_dtype: jnp.bfloat16 rounds RoPE's cosines and sines as the published code does.
 
-    The model computes in the parameters' dtype. Raises InputError that names a parameter which is missing, unknown or of
-    another shape than the config says, or a key that is missing.
+    The model computes in the parameters' dtype. Raises InputError that names a parameter which is
+    missing, unknown or of another shape than the config says, or a key that is missing.
     """
     source = _Source(params, config)
     model_config = _model_config(source, rope_table_dtype)
-    layers = [_block(source, model_config, f"transformer.h.{i}.") for i in range(model_config.num_layers)]
+    layers = [
+        _block(source, model_config, f"transformer.h.{i}.") for i in range(model_config.num_layers)
+    ]
     embedding = source.take(HEAD, model_config.vocab_size, model_config.d_model)
     source.check_all_taken()
     values = {"embedding": embedding, "blocks": jax.tree.map(lambda *x: np.stack(x), *layers)}
@@ -44,7 +55,10 @@ class _Source:
         if EMBEDDING in self._params:
             embedding = self._params.pop(EMBEDDING)
             if not np.array_equal(self._params.setdefault(HEAD, embedding), embedding):
-                raise InputError(f"{EMBEDDING} and {HEAD} differ, but the head is tied to the embedding: give a tied checkpoint")
+                raise InputError(
+                    f"{EMBEDDING} and {HEAD} differ, but the head is tied to the embedding: give a "
+                    "tied checkpoint"
+                )
         self._left = set(self._params)
 
     def __contains__(self, name: str) -> bool:
@@ -55,7 +69,9 @@ class _Source:
         value = self._config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             given = f"has {key}={value!r}" if key in self._config else f"lacks {key}"
-            raise InputError(f"the checkpoint's config {given}: {key} must be an integer of at least 1")
+            raise InputError(
+                f"the checkpoint's config {given}: {key} must be an integer of at least 1"
+            )
         return value
 
     def get(self, name: str) -> np.ndarray:
@@ -67,7 +83,10 @@ class _Source:
         """A parameter, which must be of that shape."""
         value = self.get(name)
         if value.shape != shape:
-            raise InputError(f"the parameter {name} has shape {list(value.shape)}, but the config asks for {list(shape)}")
+            raise InputError(
+                f"the parameter {name} has shape {list(value.shape)}, but the config asks for "
+                f"{list(shape)}"
+            )
         self._left.discard(name)
         return value
 
@@ -77,13 +96,19 @@ class _Source:
 
     def check_all_taken(self) -> None:
         if self._left:
-            raise InputError(f"the checkpoint has parameters that the model has not: {', '.join(sorted(self._left))}")
+            raise InputError(
+                "the checkpoint has parameters that the model has not: "
+                f"{', '.join(sorted(self._left))}"
+            )
 
     def dtype(self) -> str:
         """The one floating dtype of all parameters."""
         dtypes = {str(x.dtype) for x in self._params.values()}
         if len(dtypes) != 1 or not dtypes <= set(DTYPES):
-            raise InputError(f"the parameters must all be of one dtype of {', '.join(DTYPES)}; got {', '.join(sorted(dtypes))}")
+            raise InputError(
+                f"the parameters must all be of one dtype of {', '.join(DTYPES)}; got "
+                f"{', '.join(sorted(dtypes))}"
+            )
         return dtypes.pop()
 
 
@@ -92,7 +117,12 @@ def _model_config(source: _Source, rope_table_dtype: DTypeLike) -> ModelConfig:
     d_model, heads = source.config("n_embd"), source.config("n_head")
     head_dim = d_model // heads if name == "mha" else source.config("head_dim")
     head_norm = "transformer.h.0.attn.subln.weight" in source
-    attention = {"name": name, "num_heads": heads, "head_dim": head_dim, "head_norm": head_norm} | settings
+    attention = {
+        "name": name,
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "head_norm": head_norm,
+    } | settings
     dtype = source.dtype()
     return ModelConfig.from_dict(
         {
@@ -119,7 +149,8 @@ def _mechanism(source: _Source) -> tuple[str, dict[str, int]]:
     if of + "kv_a_proj_with_mqa.weight" in source:
         if source.config("v_head_dim") != source.config("head_dim"):
             raise InputError(
-                f"the checkpoint's config has v_head_dim={source.config('v_head_dim')}, which must equal "
+                f"the checkpoint's config has v_head_dim={source.config('v_head_dim')}, which must "
+                "equal "
                 f"head_dim={source.config('head_dim')}"
             )
         keys = {"q_rank": "q_lora_rank", "kv_rank": "kv_lora_rank", "rope_dim": "qk_rope_head_dim"}
@@ -129,7 +160,10 @@ def _mechanism(source: _Source) -> tuple[str, dict[str, int]]:
             return "mha", {}
         groups = source.config("n_head") // source.config("group_size")
         return ("mqa", {}) if groups == 1 else ("gqa", {"num_kv_heads": groups})
-    raise InputError(f"no mechanism is recognised from the parameters' names: the checkpoint has none that it would have in {of}")
+    raise InputError(
+        "no mechanism is recognised from the parameters' names: the checkpoint has none that it "
+        f"would have in {of}"
+    )
 
 
 def _block(source: _Source, config: ModelConfig, prefix: str) -> dict[str, dict[str, np.ndarray]]:
@@ -147,14 +181,18 @@ def _block(source: _Source, config: ModelConfig, prefix: str) -> dict[str, dict[
     return {"attention": attention, "mlp": mlp}
 
 
-def _factors(source: _Source, c: Any, d_model: int, prefix: str, which: str) -> dict[str, np.ndarray]:
+def _factors(
+    source: _Source, c: Any, d_model: int, prefix: str, which: str
+) -> dict[str, np.ndarray]:
     values = {}
     for letter in which:
         rank = getattr(c, f"rank_{letter}")
         # the rows of A are ordered (head, rank), those of B (rank, feature)
         a = source.linear(f"{prefix}c_qkv.W_A_{letter}.weight", d_model, c.num_heads, rank)
         values[f"w_a_{letter}"] = a.swapaxes(1, 2)
-        values[f"w_b_{letter}"] = source.linear(f"{prefix}c_qkv.W_B_{letter}.weight", d_model, rank, c.head_dim)
+        values[f"w_b_{letter}"] = source.linear(
+            f"{prefix}c_qkv.W_B_{letter}.weight", d_model, rank, c.head_dim
+        )
     return values
 
 
@@ -169,11 +207,16 @@ def _tpa_kvonly(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str,
 
 def _dense(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
     heads = {"q": c.num_heads, "k": c.groups, "v": c.groups}
-    return {f"w_{x}": source.linear(f"{prefix}c_{x}.weight", d_model, n, c.head_dim) for x, n in heads.items()}
+    return {
+        f"w_{x}": source.linear(f"{prefix}c_{x}.weight", d_model, n, c.head_dim)
+        for x, n in heads.items()
+    }
 
 
 def _mla(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
-    queries = source.linear(prefix + "q_b_proj.weight", c.q_rank, c.num_heads, c.head_dim + c.rope_dim)
+    queries = source.linear(
+        prefix + "q_b_proj.weight", c.q_rank, c.num_heads, c.head_dim + c.rope_dim
+    )
     keys_values = source.linear(prefix + "kv_b_proj.weight", c.kv_rank, c.num_heads, 2 * c.head_dim)
     down = source.linear(prefix + "kv_a_proj_with_mqa.weight", d_model, c.kv_rank + c.rope_dim)
     values = {

@@ -1,1 +1,3 @@
-"""Pure functions on arrays: the mathematics of each mechanism in plain JAX, and the choice of implementation."""
+"""Pure functions on arrays: the mathematics of each mechanism in plain JAX, and the choice of
+implementation.
+"""

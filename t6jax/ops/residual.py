@@ -1,10 +1,12 @@
-"""The residual stream of a block: an update added, and the sum normed for what reads it next (section 3.5)."""
+"""The residual stream of a block: an update added, and the sum normed for what reads it next
+(section 3.5).
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels import elementwise
+from pallas_kernels.elementwise import add_norm_swiglu as elementwise
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32
 
@@ -13,18 +15,26 @@ FLOAT32_EPSILON = float(jnp.finfo(jnp.float32).eps)
 
 
 def rms_norm(
-    x: Float[Array, "*batch D"], epsilon: float = FLOAT32_EPSILON, weight: Float[Array, "D"] | None = None
+    x: Float[Array, "*batch D"],
+    epsilon: float = FLOAT32_EPSILON,
+    weight: Float[Array, "D"] | None = None,
 ) -> Float[Array, "*batch D"]:
-    """x over the root of its mean square along the last axis, in float32, returned in x's dtype; then times the weight."""
+    """x over the root of its mean square along the last axis, in float32, returned in x's dtype;
+    then times the weight.
+    """
     wide = at_least_float32(x)
-    normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+    normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(
+        x.dtype
+    )
     return normed if weight is None else normed * weight.astype(x.dtype)
 
 
 def add_norm(
     x: Float[Array, "*batch D"], update: Float[Array, "*batch D"]
 ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch D"]]:
-    """x + update, and its RMSNorm. On an NVIDIA GPU, half precision goes through one kernel, its gradient through another."""
+    """x + update, and its RMSNorm. On an NVIDIA GPU, half precision goes through one kernel, its
+    gradient through another.
+    """
     if takes_kernels(x.dtype, x) and x.shape[-1] <= elementwise.WIDEST_ROW:
         return _add_norm(x, update)
     total = x + update
@@ -34,12 +44,16 @@ def add_norm(
 @jax.custom_vjp
 def _add_norm(x, update):
     flat = lambda y: y.reshape(-1, y.shape[-1])
-    return tuple(y.reshape(x.shape) for y in elementwise.add_norm(flat(x), flat(update), FLOAT32_EPSILON))
+    return tuple(
+        y.reshape(x.shape) for y in elementwise.add_norm(flat(x), flat(update), FLOAT32_EPSILON)
+    )
 
 
 def _backward(total, grads):
     flat = lambda y: y.reshape(-1, y.shape[-1])
-    grad = elementwise.add_norm_gradient(*map(flat, (total, *grads)), FLOAT32_EPSILON).reshape(total.shape)
+    grad = elementwise.add_norm_gradient(*map(flat, (total, *grads)), FLOAT32_EPSILON).reshape(
+        total.shape
+    )
     return grad, grad
 
 

@@ -14,7 +14,8 @@ class RoPE:
     """Rotates feature pairs (i, i + D/2) by position * base**(-2i/D).
 
     base: the base of the frequencies.
-    table_dtype: the cosines and sines are rounded to this dtype; the published code rounds them to bfloat16.
+    table_dtype: the cosines and sines are rounded to this dtype; the published code rounds them to
+        bfloat16.
     """
 
     base: float = 10000.0
@@ -22,11 +23,17 @@ class RoPE:
 
     def frequencies(self, dim: int) -> np.ndarray:
         """base**(-2i/D) for i < D/2, float32."""
-        # in NumPy, operation by operation as the published code rounds them: at position t, t times the error counts
-        return np.float32(1) / np.float32(self.base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+        # in NumPy, operation by operation as the published code rounds them: at position t, t times
+        # the error counts
+        return np.float32(1) / np.float32(self.base) ** (
+            np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        )
 
-    def __call__(self, x: Float[Array, "B T *R D"], positions: Int[Array, "B T"]) -> Float[Array, "B T *R D"]:
-        """Rotates the last axis of x by each token's position; computed in float32, returned in x's dtype.
+    def __call__(
+        self, x: Float[Array, "B T *R D"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T *R D"]:
+        """Rotates the last axis of x by each token's position; computed in float32, returned in x's
+        dtype.
 
         An axis B or T of x that is 1 is broadcast over the positions.
         """
@@ -38,7 +45,13 @@ class RoPE:
         x1, x2 = jnp.split(wide, 2, axis=-1)
         return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1).astype(x.dtype)
 
-    def tables(self, positions: Int[Array, "B T"], dim: int) -> tuple[Float[Array, "B T half_dim"], Float[Array, "B T half_dim"]]:
-        """The cosines and sines for dim features at the given positions, float32, rounded to table_dtype."""
+    def tables(
+        self, positions: Int[Array, "B T"], dim: int
+    ) -> tuple[Float[Array, "B T half_dim"], Float[Array, "B T half_dim"]]:
+        """The cosines and sines for dim features at the given positions, float32, rounded to
+        table_dtype.
+        """
         angle = positions.astype(jnp.float32)[..., None] * self.frequencies(dim)
-        return tuple(f(angle).astype(self.table_dtype).astype(jnp.float32) for f in (jnp.cos, jnp.sin))
+        return tuple(
+            f(angle).astype(self.table_dtype).astype(jnp.float32) for f in (jnp.cos, jnp.sin)
+        )

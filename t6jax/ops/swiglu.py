@@ -3,17 +3,19 @@
 import jax
 from jaxtyping import Array, Float
 
-from pallas_kernels.elementwise import swiglu_gradient
+from pallas_kernels.elementwise.add_norm_swiglu import swiglu_gradient
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32
 
 
 @jax.custom_vjp
-def swiglu(gate: Float[Array, "*batch width"], up: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+def swiglu(
+    gate: Float[Array, "*batch width"], up: Float[Array, "*batch width"]
+) -> Float[Array, "*batch width"]:
     """silu(gate) * up, computed in float32, in up's dtype.
 
-    Its gradient keeps gate and up alone: left to itself, differentiation keeps the sigmoid too, one more array of the widest
-    kind that there is in a block.
+    Its gradient keeps gate and up alone: left to itself, differentiation keeps the sigmoid too, one
+    more array of the widest kind that there is in a block.
     """
     wide = at_least_float32(gate)
     return (wide * jax.nn.sigmoid(wide) * at_least_float32(up)).astype(up.dtype)

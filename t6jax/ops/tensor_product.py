@@ -6,32 +6,45 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels import tensor_products
-from pallas_kernels.tensor_products import Product
+from pallas_kernels.factors import tensor_products
+from pallas_kernels.factors.tensor_products import Product
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import accumulator, at_least_float32
 
 
-def combine(a: Float[Array, "*#batch R H"], b: Float[Array, "*#batch R D"]) -> Float[Array, "*batch H D"]:
+def combine(
+    a: Float[Array, "*#batch R H"], b: Float[Array, "*#batch R D"]
+) -> Float[Array, "*batch H D"]:
     """1/R sum_r a_r (x) b_r, eq. 3.1: the dense query, key or value of each token from its factors.
 
-    Leading axes broadcast: a factor that is the same for all tokens needs none. The sum runs in float32; the result has
-    the factors' dtype.
+    Leading axes broadcast: a factor that is the same for all tokens needs none. The sum runs in
+    float32; the result has the factors' dtype.
     """
-    product = jnp.einsum("...rh,...rd->...hd", a, b, preferred_element_type=accumulator(a.dtype, b.dtype))
+    product = jnp.einsum(
+        "...rh,...rd->...hd", a, b, preferred_element_type=accumulator(a.dtype, b.dtype)
+    )
     return (product / a.shape[-2]).astype(jnp.result_type(a, b))
 
 
-def vec(b: Float[Array, "*batch D_b"], c: Float[Array, "*batch D_c"]) -> Float[Array, "*batch D_b*D_c"]:
-    """vec(b (x) c) of appendix E: the columns b c_1, b c_2, ... after one another, so that RoPE on b rotates each."""
+def vec(
+    b: Float[Array, "*batch D_b"], c: Float[Array, "*batch D_c"]
+) -> Float[Array, "*batch D_b*D_c"]:
+    """vec(b (x) c) of appendix E: the columns b c_1, b c_2, ... after one another, so that RoPE on
+    b rotates each.
+    """
     product = c[..., :, None] * b[..., None, :]
     return product.reshape(*product.shape[:-2], -1)
 
 
-def factors(rows: Float[Array, "*batch W"], product: Product) -> tuple[Float[Array, "*batch R H"], Float[Array, "*batch R D"]]:
+def factors(
+    rows: Float[Array, "*batch W"], product: Product
+) -> tuple[Float[Array, "*batch R H"], Float[Array, "*batch R D"]]:
     """The factors a and b of a product, from the rows that hold all factors of a token."""
     p, room = product, tensor_products.head_room(product.heads)
-    a, b = rows[..., p.offset_a : p.offset_a + p.rank * room], rows[..., p.offset_b : p.offset_b + p.rank * p.dim]
+    a, b = (
+        rows[..., p.offset_a : p.offset_a + p.rank * room],
+        rows[..., p.offset_b : p.offset_b + p.rank * p.dim],
+    )
     a, b = (x.reshape(*rows.shape[:-1], p.rank, -1) for x in (a, b))
     return a[..., : p.heads], b
 
@@ -44,8 +57,9 @@ def expand(
 ) -> list[Float[Array, "B T H D"]]:
     """Eq. 3.1 with eq. 3.5's RoPE, of each product of the factors in the rows.
 
-    cos, sin: RoPE's tables for the tokens (t6jax.ops.rope). On an NVIDIA GPU, half-precision rows go through one kernel,
-    and their gradient through another; everything else is the sum as `combine` has it.
+    cos, sin: RoPE's tables for the tokens (t6jax.ops.rope). On an NVIDIA GPU, half-precision rows
+    go through one kernel, and their gradient through another; everything else is the sum as
+    `combine` has it.
     """
     if takes_kernels(rows.dtype, rows) and not tensor_products.unsupported(products, rows.dtype):
         return _expand_kernel(rows, cos, sin, products)

@@ -1,4 +1,6 @@
-"""What a mechanism keeps of the past tokens, whatever it is: arrays with an axis of sequences and an axis of tokens."""
+"""What a mechanism keeps of the past tokens, whatever it is: arrays with an axis of sequences and
+an axis of tokens.
+"""
 
 import dataclasses
 from typing import Any
@@ -26,13 +28,19 @@ class TokenCache:
 
 
 def write[T](tokens: T, entry: T, starts: Int[Array, "B"]) -> T:
-    """tokens (arrays [B, M, ...]) with entry (arrays [B, T, ...]) behind the first starts[b] of each sequence b.
+    """tokens (arrays [B, M, ...]) with entry (arrays [B, T, ...]) behind the first starts[b] of
+    each sequence b.
 
-    In place where tokens are donated to the enclosing jit. Tokens for which there is no room are dropped.
+    In place where tokens are donated to the enclosing jit. Tokens for which there is no room are
+    dropped.
     """
     (batch, room), new = jax.tree.leaves(tokens)[0].shape[:2], jax.tree.leaves(entry)[0].shape[1]
     sequence = jnp.arange(batch)[:, None]
     position = starts[:, None] + jnp.arange(new)
     # a negative index would count from the end
     position = jnp.where(position < 0, room, position)
-    return jax.tree.map(lambda old, new: old.at[sequence, position].set(new.astype(old.dtype), mode="drop"), tokens, entry)
+    return jax.tree.map(
+        lambda old, new: old.at[sequence, position].set(new.astype(old.dtype), mode="drop"),
+        tokens,
+        entry,
+    )

@@ -19,9 +19,11 @@ from t6jax.runs import load, locate, read_config
 
 
 def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
-    """Prints the validation loss of a checkpoint beside the entropies of the same text under the run's training counts.
+    """Prints the validation loss of a checkpoint beside the entropies of the same text under the
+    run's training counts.
 
-    data: other text, all of it, or other shards, those for validation; None: the run's own validation data.
+    data: other text, all of it, or other shards, those for validation; None: the run's own
+        validation data.
     """
     workdir, _ = locate(ckpt)
     settings = read_config(workdir)["data"]
@@ -36,7 +38,9 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
         if data is None:
             sources, bytes_per_token = own.sources, own.bytes_per_token
         else:
-            folder, bytes_per_token = _other_data(workdir, settings, data, pathlib.Path(scratch), config.vocab_size)
+            folder, bytes_per_token = _other_data(
+                workdir, settings, data, pathlib.Path(scratch), config.vocab_size
+            )
             sources = [(folder, 1.0)]
         validation_set = lambda: validation_batches(
             sources,
@@ -46,15 +50,23 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
             max_batches=batches,
         )
         graph, state = nnx.split(model)
-        masked = run_tokenizer(workdir, settings).document_start if settings.get("document_masking") else None
-        loss = validation_loss(make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set())
+        masked = (
+            run_tokenizer(workdir, settings).document_start
+            if settings.get("document_masking")
+            else None
+        )
+        loss = validation_loss(
+            make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set()
+        )
         baseline = entropies(own.sources, config.vocab_size, validation_set()) if own else None
         print(report(loss, baseline, bytes_per_token))
     return 0
 
 
 def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
-    """Prints nats a token, bits a byte and perplexity of all of a text, or of each text of a folder, by sliding windows."""
+    """Prints nats a token, bits a byte and perplexity of all of a text, or of each text of a
+    folder, by sliding windows.
+    """
     if not pathlib.Path(path).exists():
         raise InputError(f"--bpb={path}: there is no such file or folder")
     workdir, _ = locate(ckpt)
@@ -64,14 +76,24 @@ def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
     stride = max(1, config.context_length // 2) if stride is None else stride
     if stride > config.context_length:
         raise InputError(
-            f"--stride={stride} exceeds the model's context_length={config.context_length}: a window would leave text out"
+            f"--stride={stride} exceeds the model's context_length={config.context_length}: a "
+            "window would leave text out"
         )
     texts = [document.read() for document in documents(path)]
     encoded = [tokenizer.encode(text) for text in texts]
     count = sum(map(len, encoded))
-    windows = (w for t in encoded for w in sliding_windows(t.tolist(), tokenizer.document_start, config.context_length, stride))
+    windows = (
+        w
+        for t in encoded
+        for w in sliding_windows(
+            t.tolist(), tokenizer.document_start, config.context_length, stride
+        )
+    )
     nats = total_nats(scorer, windows, count)
-    print(f"{len(texts)} texts, {sum(map(len, texts)):,} bytes, {count:,} tokens; windows of {config.context_length} by {stride}")
+    print(
+        f"{len(texts)} texts, {sum(map(len, texts)):,} bytes, {count:,} tokens; windows of "
+        f"{config.context_length} by {stride}"
+    )
     print(report(nats / count, None, sum(map(len, texts)) / count))
     return 0
 
@@ -82,13 +104,20 @@ def _other_data(
     """(a folder with shards for validation, bytes a token where known)."""
     path = pathlib.Path(data)
     if not path.exists():
-        raise InputError(f"there is no data in {data}: give --data=FOLDER of token shards, or a text file or folder")
+        raise InputError(
+            f"there is no data in {data}: give --data=FOLDER of token shards, or a text file or "
+            "folder"
+        )
     if path.is_dir() and any(path.glob("*.bin")):
         find_shards(path, "val")
-        manifest = read_manifest(path) and check_data(path, kept_path(workdir, settings["tokenizer"]), vocab_size)
+        manifest = read_manifest(path) and check_data(
+            path, kept_path(workdir, settings["tokenizer"]), vocab_size
+        )
         return path, manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
     tokenizer = run_tokenizer(workdir, settings)
     texts = [document.read() for document in documents(data)]
-    tokens = np.concatenate([np.append(tokenizer.document_start, tokenizer.encode(text)) for text in texts])
+    tokens = np.concatenate(
+        [np.append(tokenizer.document_start, tokenizer.encode(text)) for text in texts]
+    )
     write_shard(scratch / "val_000000.bin", tokens)
     return scratch, sum(map(len, texts)) / len(tokens)

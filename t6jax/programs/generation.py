@@ -16,20 +16,30 @@ def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampl
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     model, config = load(ckpt)
-    tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode("utf-8", "replace")).tolist()]
+    tokens = [
+        tokenizer.document_start,
+        *tokenizer.encode(prompt.encode("utf-8", "replace")).tolist(),
+    ]
     if len(tokens) >= config.context_length:
         raise InputError(
-            f"the prompt has {len(tokens)} tokens, which leaves no room in the model's context_length={config.context_length}: "
+            f"the prompt has {len(tokens)} tokens, which leaves no room in the model's "
+            f"context_length={config.context_length}: "
             "shorten it"
         )
     room = config.context_length - len(tokens)
     if max_new_tokens > room:
-        print(f"at most {room} tokens: the model's context_length is {config.context_length}", file=sys.stderr)
+        print(
+            f"at most {room} tokens: the model's context_length is {config.context_length}",
+            file=sys.stderr,
+        )
         max_new_tokens = room
     # a token may end inside a character
     text = codecs.getincrementaldecoder("utf-8")("replace")
     print(prompt, end="", flush=True)
-    options = sampling | {"stop_tokens": (tokenizer.document_start,), "vocab_size": tokenizer.vocab_size}
+    options = sampling | {
+        "stop_tokens": (tokenizer.document_start,),
+        "vocab_size": tokenizer.vocab_size,
+    }
     for (new,) in stream(model, [tokens], max_new_tokens, **options):
         print(text.decode(tokenizer.decode(new)), end="", flush=True)
     print(text.decode(b"", final=True))

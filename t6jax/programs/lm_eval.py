@@ -1,7 +1,9 @@
-"""lm-evaluation-harness's own command line with the model t6jax: lm_eval --model t6jax --model_args ckpt=DIR --tasks ...
+"""lm-evaluation-harness's own command line with the model t6jax: lm_eval --model t6jax --model_args
+ckpt=DIR --tasks ...
 
-The harness finds models in its own registry alone, so its commands lm_eval and lm-eval are installed from here (pyproject.toml);
-python -m t6jax.programs.lm_eval is the same without an installation.
+The harness finds models in its own registry alone, so its commands lm_eval and lm-eval are
+installed from here (pyproject.toml); python -m t6jax.programs.lm_eval is the same without an
+installation.
 """
 
 import sys
@@ -13,7 +15,6 @@ from t6jax.errors import InputError
 
 
 def main() -> None:
-    import lm_eval.models  # noqa: F401  registers the harness's models, which it does only while the registry is empty
 
     if "t6jax" not in model_registry:
         model_registry.register("t6jax", target="t6jax.evaluation.harness:T6LM")

@@ -1,4 +1,6 @@
-"""What eval.py --tasks calls: lm-evaluation-harness on one checkpoint or several, and the paper's table of the results."""
+"""What eval.py --tasks calls: lm-evaluation-harness on one checkpoint or several, and the paper's
+table of the results.
+"""
 
 import dataclasses
 import datetime
@@ -18,11 +20,27 @@ from lm_eval.tasks import TaskManager
 
 from t6jax.errors import InputError
 from t6jax.evaluation.harness import T6LM, refuse_chat_template
-from t6jax.evaluation.paper import COLUMNS, TASK_FOLDERS, Cell, Column, TableRow, columns_of, paper_row, row_of, table
+from t6jax.evaluation.paper import (
+    COLUMNS,
+    TASK_FOLDERS,
+    Cell,
+    Column,
+    TableRow,
+    columns_of,
+    paper_row,
+    row_of,
+    table,
+)
 from t6jax.runs import CHECKPOINTS, locate
 
 EVALUATION = "evaluation"  # the folder in a run's directory
-LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # data set "paths" that stand for files of the task's own
+LOCAL_FORMATS = (
+    "json",
+    "csv",
+    "parquet",
+    "text",
+    "arrow",
+)  # data set "paths" that stand for files of the task's own
 HARNESS_TASKS = pathlib.Path(lm_eval.__file__).parent / "tasks"
 
 
@@ -43,11 +61,21 @@ class Options:
 
 
 def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> int:
-    """Prints the table, a row for each checkpoint and, where it is named, the paper's; writes the results beside each run."""
+    """Prints the table, a row for each checkpoint and, where it is named, the paper's; writes the
+    results beside each run.
+    """
     if options.apply_chat_template:
         refuse_chat_template()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what it warns of is asked for here: shots, limits
-    asked = list(dict.fromkeys(t for name in options.tasks for t in ([c.task for c in COLUMNS] if name == "paper" else [name])))
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # what it warns of is asked for here: shots, limits
+    asked = list(
+        dict.fromkeys(
+            t
+            for name in options.tasks
+            for t in ([c.task for c in COLUMNS] if name == "paper" else [name])
+        )
+    )
     shots = options.num_fewshot or 0
     if paper is not None:
         paper_row(paper, shots, COLUMNS)  # a wrong name is told before the work
@@ -81,20 +109,25 @@ class LoadedTasks(TaskManager):
         """Raises InputError for names that no task has, and where data is not to be had."""
         if include_path is not None and not pathlib.Path(include_path).is_dir():
             raise InputError(f"--include_path={include_path}: there is no such folder")
-        # reading the harness's 14,000 files takes a quarter of a minute: first where the paper's tasks and the user's are
+        # reading the harness's 14,000 files takes a quarter of a minute: first where the paper's
+        # tasks and the user's are
         own = [include_path] if include_path else []
         pattern = any(character in name for name in names for character in "*?[")
         for paths, whole in ((own, False), (cls.paper_folders() + own, False), (own, True)):
             if not whole and (pattern or not paths):
                 continue
             manager = cls(include_path=paths, include_defaults=whole)
-            found = {name: [name] if pathlib.Path(name).is_file() else manager.match_tasks([name]) for name in names}
+            found = {
+                name: [name] if pathlib.Path(name).is_file() else manager.match_tasks([name])
+                for name in names
+            }
             missing = [name for name in names if not found[name]]
             if not missing:
                 break
         if missing:
             raise InputError(
-                f"--tasks: lm-evaluation-harness has no task {missing[0]!r}; lm_eval ls tasks lists them, and --include_path "
+                f"--tasks: lm-evaluation-harness has no task {missing[0]!r}; lm_eval ls tasks "
+                "lists them, and --include_path "
                 "names a folder of your own"
             )
         manager.names = list(dict.fromkeys(name for name in names for name in found[name]))
@@ -112,14 +145,21 @@ class LoadedTasks(TaskManager):
     def _load(self) -> Any:
         try:
             return super().load(self.names)
-        except (OSError, DatasetsError) as e:  # of the network and of files, whatever the data sets library makes of them
+        except (
+            OSError,
+            DatasetsError,
+        ) as e:  # of the network and of files, whatever the data sets library makes of them
             reason = " ".join(str(e).split())[:200]
             sets = sorted({path for name in self.names for path in self._data_sets(name)})
             if not sets:
-                raise InputError(f"the data of {', '.join(self.names)} cannot be read: {reason}") from e
+                raise InputError(
+                    f"the data of {', '.join(self.names)} cannot be read: {reason}"
+                ) from e
             raise InputError(
-                f"the tasks' data is not all there ({reason}): they need {', '.join(sets)}, which the harness looks for in "
-                f"{constants.HF_HOME} (HF_HOME) and then on the Hugging Face Hub; connect once, or copy that folder from a "
+                f"the tasks' data is not all there ({reason}): they need {', '.join(sets)}, which "
+                "the harness looks for in "
+                f"{constants.HF_HOME} (HF_HOME) and then on the Hugging Face Hub; connect once, or "
+                "copy that folder from a "
                 "machine that has run them"
             ) from e
 
@@ -136,13 +176,17 @@ class LoadedTasks(TaskManager):
         return below | ({str(path)} if path and path not in LOCAL_FORMATS else set())
 
 
-def _evaluate(ckpt: str, tasks: LoadedTasks, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
+def _evaluate(
+    ckpt: str, tasks: LoadedTasks, options: Options
+) -> tuple[dict[str, Any], pathlib.Path]:
     """What the harness returned, and the file that it wrote."""
     workdir, _ = locate(ckpt)
     lm = T6LM(ckpt)
     step = lm.get_model_info()["step"]
     name = f"{workdir.resolve().name}-{step}"
-    folder = pathlib.Path(options.output_path) / name if options.output_path else workdir / EVALUATION
+    folder = (
+        pathlib.Path(options.output_path) / name if options.output_path else workdir / EVALUATION
+    )
     tracker = EvaluationTracker(output_path=str(folder / "results.json"))
     results = simple_evaluate(
         model=lm,
@@ -150,7 +194,9 @@ def _evaluate(ckpt: str, tasks: LoadedTasks, options: Options) -> tuple[dict[str
         tasks=tasks.names,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
-        use_cache=str(workdir / EVALUATION / f"responses-{_identity(workdir, step)}") if options.use_cache else None,
+        use_cache=str(workdir / EVALUATION / f"responses-{_identity(workdir, step)}")
+        if options.use_cache
+        else None,
         cache_requests=options.cache_requests,
         gen_kwargs=options.gen_kwargs,
         log_samples=options.log_samples,
@@ -165,7 +211,9 @@ def _evaluate(ckpt: str, tasks: LoadedTasks, options: Options) -> tuple[dict[str
 
 
 def _identity(workdir: pathlib.Path, step: int) -> str:
-    """A name that a checkpoint shares with no other that may come to lie in its place: its step, and when it was saved."""
+    """A name that a checkpoint shares with no other that may come to lie in its place: its step,
+    and when it was saved.
+    """
     return f"{step}-{(workdir / CHECKPOINTS / str(step)).stat().st_mtime_ns}"
 
 
@@ -174,7 +222,11 @@ def _plain(cell: Cell | None) -> dict[str, float | None] | None:
 
 
 def _write(
-    written: pathlib.Path, results: Mapping[str, Any], columns: Sequence[Column], row: TableRow, paper: TableRow | None
+    written: pathlib.Path,
+    results: Mapping[str, Any],
+    columns: Sequence[Column],
+    row: TableRow,
+    paper: TableRow | None,
 ) -> None:
     """Writes the row as JSON beside the harness's results, beside it first, then renamed."""
     record = {
@@ -186,10 +238,17 @@ def _write(
         "lm_eval": lm_eval.__version__,
         "jax": jax.__version__,
         "device": jax.local_devices()[0].device_kind,
-        "columns": [dataclasses.asdict(column) | _plain(cell) for column, cell in zip(columns, row.cells, strict=True)],
+        "columns": [
+            dataclasses.asdict(column) | _plain(cell)
+            for column, cell in zip(columns, row.cells, strict=True)
+        ],
         "average": _plain(row.average),
         "paper": paper
-        and {"row": paper.label, "cells": [_plain(cell) for cell in paper.cells], "average": _plain(paper.average)},
+        and {
+            "row": paper.label,
+            "cells": [_plain(cell) for cell in paper.cells],
+            "average": _plain(paper.average),
+        },
         "harness_results": written.name,
     }
     path = written.with_name(written.name.replace("results_", "table_"))

@@ -6,8 +6,8 @@ import pathlib
 from ml_collections import ConfigDict
 
 from t6jax.errors import InputError
+from t6jax.parallel.processes import start
 from t6jax.training.loop import train
-from t6jax.training.processes import start
 from t6jax.training.summary import summary
 
 
@@ -21,10 +21,14 @@ def train_program(
     process_id: int | None = None,
     dead_after: int = 60,
 ) -> int:
-    """Trains, or prints what a run would be; the last four as t6jax.training.processes.start takes them."""
+    """Trains, or prints what a run would be; the last four as t6jax.parallel.processes.start takes
+    them.
+    """
     try:
         values = config.to_dict()
-    except OSError as e:  # ml_collections holds back the error of a missing file until the config is used
+    except (
+        OSError
+    ) as e:  # ml_collections holds back the error of a missing file until the config is used
         raise InputError(f"--config={config_file}: there is no such config file") from e
     if dry_run:
         # as in plan.py, for this process's own look at the GPU
@@ -36,4 +40,6 @@ def train_program(
     start(coordinator, num_processes, process_id, dead_after)
     workdir = workdir or pathlib.Path("runs", pathlib.Path(config_file.split(":")[0]).stem)
     stopped = train(values, workdir)
-    return 128 + stopped if stopped else 0  # as the shell has it, so that what follows `train.py &&` does not run
+    return (
+        128 + stopped if stopped else 0
+    )  # as the shell has it, so that what follows `train.py &&` does not run

@@ -7,13 +7,14 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from t6jax.data.batches import Batches
+from t6jax.parallel import processes
 from t6jax.runs import BATCHES, CHECKPOINTS, PARAMETERS, TRAINING, checkpoint_steps, restore_newest
-from t6jax.training import processes
 from t6jax.training.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run: parameters, optimizer state, step, random state and the batches' iterator.
+    """The checkpoints of a run: parameters, optimizer state, step, random state and the batches'
+    iterator.
 
     Saved asynchronously, under a temporary name until whole; the newest `keep` are kept.
     """
@@ -36,10 +37,14 @@ class Checkpoints:
             ),
         )
 
-    def restore_newest(self, abstract: TrainState, batches: Batches) -> tuple[int, TrainState] | None:
-        """(step, state) of the newest checkpoint that can be read, the iterator set to it; None where there is none.
+    def restore_newest(
+        self, abstract: TrainState, batches: Batches
+    ) -> tuple[int, TrainState] | None:
+        """(step, state) of the newest checkpoint that can be read, the iterator set to it; None
+        where there is none.
 
-        A newer one that cannot be read is named in a warning and set aside as checkpoints/<step>.unreadable.
+        A newer one that cannot be read is named in a warning and set aside as
+        checkpoints/<step>.unreadable.
         """
         steps = checkpoint_steps(self._workdir)
         if not steps:
@@ -51,7 +56,9 @@ class Checkpoints:
                 TRAINING: ocp.args.StandardRestore(_rest(abstract)),
                 BATCHES: ocp.args.JsonRestore(),
             }
-            restored = processes.all_succeed(lambda: self._manager.restore(step, args=ocp.args.Composite(**args)))
+            restored = processes.all_succeed(
+                lambda: self._manager.restore(step, args=ocp.args.Composite(**args))
+            )
             batches.set_state(restored[BATCHES])
             return TrainState(params=restored[PARAMETERS], **restored[TRAINING])
 
@@ -60,10 +67,13 @@ class Checkpoints:
 
         def set_aside() -> None:
             for step in steps[: steps.index(found)]:
-                names = (folder / f"{step}.unreadable{n}" for n in ("", *(f".{i}" for i in range(2, 1000))))
+                names = (
+                    folder / f"{step}.unreadable{n}"
+                    for n in ("", *(f".{i}" for i in range(2, 1000)))
+                )
                 (folder / str(step)).rename(next(name for name in names if not name.exists()))
 
-        processes.first_does("set aside", set_aside)
+        processes.on_first_process("set aside", set_aside)
         self._manager.reload()
         return found, state
 

@@ -1,4 +1,6 @@
-"""What can go wrong while a run runs: numbers that are not finite, and memory that does not suffice."""
+"""What can go wrong while a run runs: numbers that are not finite, and memory that does not
+suffice.
+"""
 
 import contextlib
 import math
@@ -11,16 +13,20 @@ from t6jax.errors import InputError
 
 
 class NotFinite:
-    """Counts the steps in a row whose loss or gradient was not finite. The step itself does not apply them."""
+    """Counts the steps in a row whose loss or gradient was not finite. The step itself does not
+    apply them.
+    """
 
     def __init__(self, limit: int, batch_size: int):
         self._limit, self._batch_size = limit, batch_size
         self.in_a_row = 0
 
     def event(self, step: int, values: Mapping[str, float]) -> dict[str, Any] | None:
-        """What to log of a step whose loss or gradient norm is not finite; None of one where both are.
+        """What to log of a step whose loss or gradient norm is not finite; None of one where both
+        are.
 
-        windows: first and last of the step's batch, counted in the order of the data from the run's start.
+        windows: first and last of the step's batch, counted in the order of the data from the run's
+            start.
         """
         if math.isfinite(values["train_loss"]) and math.isfinite(values["grad_norm"]):
             self.in_a_row = 0
@@ -35,25 +41,38 @@ class NotFinite:
         }
 
     def stop_at_limit(self, step: int, saved: int | None) -> None:
-        """Raises InputError where as many steps in a row as are allowed were not finite. saved: the newest checkpoint's step."""
+        """Raises InputError where as many steps in a row as are allowed were not finite. saved: the
+        newest checkpoint's step.
+        """
         if self.in_a_row >= self._limit:
-            kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} is kept"
+            kept = (
+                "nothing was saved yet"
+                if saved is None
+                else f"the checkpoint of step {saved} is kept"
+            )
             raise InputError(
-                f"the loss or the gradient was not finite in {self.in_a_row} steps in a row, up to step {step}: lower "
+                f"the loss or the gradient was not finite in {self.in_a_row} steps in a row, up to "
+                f"step {step}: lower "
                 f"optimizer.learning_rate, or look at the data that metrics.jsonl names; {kept}"
             )
 
 
 @contextlib.contextmanager
 def out_of_memory(config: Mapping[str, Any]) -> Iterator[None]:
-    """Turns XLA's error for lack of memory, while compiling or running, into an InputError that says what to lower."""
+    """Turns XLA's error for lack of memory, while compiling or running, into an InputError that
+    says what to lower.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        reason = str(e).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:200]
-        raise InputError(f"a device's memory does not suffice ({reason}): {_remedies(config)}") from e
+        reason = (
+            str(e).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:200]
+        )
+        raise InputError(
+            f"a device's memory does not suffice ({reason}): {_remedies(config)}"
+        ) from e
 
 
 def _remedies(config: Mapping[str, Any]) -> str:
@@ -61,10 +80,19 @@ def _remedies(config: Mapping[str, Any]) -> str:
     rows = config["batch_size"] // parts
     remedies = []
     if rows > 1:
-        remedies.append(f"raise accumulation_steps={parts}, so that a micro-batch has fewer than {rows} rows")
+        remedies.append(
+            f"raise accumulation_steps={parts}, so that a micro-batch has fewer than {rows} rows"
+        )
     if remat != "full":
-        remedies.append(f"set model.remat={'dots or full' if remat == 'none' else 'full'}, now {remat}")
-    remedies.append(f"lower validation.batch_size={config['validation']['batch_size']} if this was validation")
-    remedies.append(f"split over more devices (mesh.fsdp={config['mesh']['fsdp']}, mesh.tensor={config['mesh']['tensor']})")
+        remedies.append(
+            f"set model.remat={'dots or full' if remat == 'none' else 'full'}, now {remat}"
+        )
+    remedies.append(
+        f"lower validation.batch_size={config['validation']['batch_size']} if this was validation"
+    )
+    remedies.append(
+        f"split over more devices (mesh.fsdp={config['mesh']['fsdp']}, "
+        f"mesh.tensor={config['mesh']['tensor']})"
+    )
     remedies.append(f"or lower batch_size={config['batch_size']}")
     return ", ".join(remedies)

@@ -17,18 +17,19 @@ from t6jax.data.batches import Batches, training_batches, validation_batches
 from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, report, validation_loss
+from t6jax.parallel import processes
+from t6jax.parallel.mesh import batch_sharding, make_mesh
+from t6jax.parallel.processes import Stop
 from t6jax.runs import CONFIG, read_config, write_config
-from t6jax.training import processes
 from t6jax.training.checkpoints import Checkpoints
 from t6jax.training.failures import NotFinite, out_of_memory
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
-from t6jax.training.processes import Stop
 from t6jax.training.profile import Profile, profiled_steps
 from t6jax.training.settings import check, differences
-from t6jax.training.sharding import batch_sharding, make_mesh
 from t6jax.training.step import Trainer, TrainState
 
-# Steps that the host is ahead of the metrics it looks at, so that the device always has its next steps meanwhile.
+# Steps that the host is ahead of the metrics it looks at, so that the device always has its next
+# steps meanwhile.
 LAG = 2
 
 
@@ -39,7 +40,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Sign
     Raises InputError for what the user can put right.
     """
     workdir = pathlib.Path(workdir)
-    with _alone(workdir) if processes.is_first() else contextlib.nullcontext():
+    with _alone(workdir) if processes.is_first_process() else contextlib.nullcontext():
         stopped = _train(config, workdir)
         processes.wait("end")
         return stopped
@@ -54,11 +55,13 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
             _refuse_another_config(config, workdir)
         prepare_missing(workdir, config["data"], _say)
 
-    processes.first_does("prepare", prepare)
+    processes.on_first_process("prepare", prepare)
     corpus = load_corpus(workdir, config["data"], model_config.vocab_size)
     document_start = corpus.document_start if config["data"]["document_masking"] else None
     windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
-    part, parts = processes.data_part(batch_sharding(mesh), (config["batch_size"], model_config.context_length + 1))
+    part, parts = processes.data_part(
+        batch_sharding(mesh), (config["batch_size"], model_config.context_length + 1)
+    )
     batches = training_batches(
         corpus.sources,
         batch_size=config["batch_size"],
@@ -81,7 +84,7 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         write_config(workdir, config)
         keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
 
-    processes.first_does("write", write)
+    processes.on_first_process("write", write)
     trainer = Trainer(config, model_config, mesh, document_start)
     with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
@@ -93,24 +96,39 @@ def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals |
         if restored:
             _say(f"resumed from step {start}")
         validate = lambda params, until: validation_loss(
-            trainer.loss_sums, params, itertools.takewhile(lambda _: not until, validation_set()), trainer.batch_sharding
+            trainer.loss_sums,
+            params,
+            itertools.takewhile(lambda _: not until, validation_set()),
+            trainer.batch_sharding,
         )
         traced = profiled_steps(config["profile"])
         if traced and traced[0] <= start:
-            _say(f"profile={config['profile']!r} is not traced: the run is past step {traced[0]} already")
+            _say(
+                f"profile={config['profile']!r} is not traced: the run is past step {traced[0]} "
+                "already"
+            )
         profile = Profile(workdir, traced)
         stack.callback(profile.close)
         run = _Run(config, model_config, trainer, checkpoints, log, profile)
-        with processes.loss_of_others():
+        with processes.exit_if_peers_lost():
             state, stopped = run.steps(start, state, batches, validate)
     if stopped:
-        _say(f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes on from there")
+        _say(
+            f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes "
+            "on from there"
+        )
         return stopped
 
-    with processes.loss_of_others(), out_of_memory(config):
+    with processes.exit_if_peers_lost(), out_of_memory(config):
         loss = validate(state.params, ())
-    if processes.is_first():
-        _say(report(loss, entropies(corpus.sources, model_config.vocab_size, validation_set()), corpus.bytes_per_token))
+    if processes.is_first_process():
+        _say(
+            report(
+                loss,
+                entropies(corpus.sources, model_config.vocab_size, validation_set()),
+                corpus.bytes_per_token,
+            )
+        )
     return None
 
 
@@ -126,7 +144,12 @@ class _Run:
         log: MetricsLog,
         profile: Profile,
     ):
-        self._config, self._trainer, self._checkpoints, self._log = config, trainer, checkpoints, log
+        self._config, self._trainer, self._checkpoints, self._log = (
+            config,
+            trainer,
+            checkpoints,
+            log,
+        )
         self._profile = profile
         self._not_finite = NotFinite(config["stop_after_not_finite"], config["batch_size"])
         self._batch_shape = (config["batch_size"], model_config.context_length + 1)
@@ -147,7 +170,9 @@ class _Run:
         batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
         self._saved = start or None
-        pending: collections.deque[tuple] = collections.deque()  # (step, metrics, answer to `stop`) not looked at yet
+        pending: collections.deque[tuple] = (
+            collections.deque()
+        )  # (step, metrics, answer to `stop`) not looked at yet
         self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
             stop = Stop(self._trainer.mesh, caught)
@@ -157,7 +182,9 @@ class _Run:
                 self._waited += time.perf_counter() - asked
                 self._profile.before(step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    batch = jax.make_array_from_process_local_data(self._trainer.batch_sharding, rows, self._batch_shape)
+                    batch = jax.make_array_from_process_local_data(
+                        self._trainer.batch_sharding, rows, self._batch_shape
+                    )
                     state, metrics = step_fn(state, batch)
                 if self._profile.after(step, metrics):
                     _say(f"traced steps {self._config['profile']} into {self._profile.folder}")
@@ -172,10 +199,16 @@ class _Run:
                     paused = time.perf_counter()
                     if due["validation"] and not stop.by:
                         self._validated(step, validate(state.params, stop.at_once), stop.at_once)
-                    # a signal may come at any time before this line, and is obeyed here or a step later
+                    # a signal may come at any time before this line, and is obeyed here or a step
+                    # later
                     stopped = stop.by
-                    # amid steps that were not applied, nothing new is there to replace an older checkpoint with
-                    if step == total or stopped or (due["checkpoint"] and not self._not_finite.in_a_row):
+                    # amid steps that were not applied, nothing new is there to replace an older
+                    # checkpoint with
+                    if (
+                        step == total
+                        or stopped
+                        or (due["checkpoint"] and not self._not_finite.in_a_row)
+                    ):
                         self._checkpoints.save(step, state, batches)
                         self._saved = step
                     self._clock += time.perf_counter() - paused
@@ -185,7 +218,9 @@ class _Run:
 
     def _compile(self, state: TrainState) -> Callable:
         began = time.perf_counter()
-        batch = jax.ShapeDtypeStruct(self._batch_shape, "int32", sharding=self._trainer.batch_sharding)
+        batch = jax.ShapeDtypeStruct(
+            self._batch_shape, "int32", sharding=self._trainer.batch_sharding
+        )
         compiled = self._trainer.step.lower(state, batch).compile()
         _say(f"compiled the training step in {duration(time.perf_counter() - began)}")
         return compiled
@@ -202,11 +237,14 @@ class _Run:
             self._log.event(step, event)
             first, final = event["windows"]
             _say(
-                f"step {step}: loss {event['train_loss']}, gradient norm {event['grad_norm']}: not applied "
+                f"step {step}: loss {event['train_loss']}, gradient norm {event['grad_norm']}: not "
+                "applied "
                 f"({event['in_a_row']} in a row; windows {first} to {final} of the data)"
             )
             self._not_finite.stop_at_limit(step, self._saved)
-        elif last or step == self._config["steps"] or step % self._config["log"]["every_steps"] == 0:
+        elif (
+            last or step == self._config["steps"] or step % self._config["log"]["every_steps"] == 0
+        ):
             self._report(step, values)
 
     def _report(self, step: int, values: dict[str, float]) -> None:
@@ -214,7 +252,10 @@ class _Run:
         rate = (step - self._counted) / max(now - self._clock, 1e-9)
         values["tokens_per_second"] = rate * self._tokens_per_step
         # of the host's time; the device, which has its next step by then, waits less or not at all
-        values["data_wait_fraction"], self._waited = self._waited / max(now - self._clock, 1e-9), 0.0
+        values["data_wait_fraction"], self._waited = (
+            self._waited / max(now - self._clock, 1e-9),
+            0.0,
+        )
         if self._peak:
             values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
         self._log.write(step, values)
@@ -226,12 +267,17 @@ def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> 
     changed = differences(read_config(workdir), config)
     if changed:
         listed = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
-        raise InputError(f"{workdir} holds a run of another config ({listed}): give another --workdir, or the old values")
+        raise InputError(
+            f"{workdir} holds a run of another config ({listed}): give another --workdir, or the "
+            "old values"
+        )
 
 
 @contextlib.contextmanager
 def _alone(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes workdir, and keeps other processes of this machine from training in it at the same time."""
+    """Makes workdir, and keeps other processes of this machine from training in it at the same
+    time.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -241,13 +287,17 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise InputError(f"another process is training in {workdir}: wait for it, or give another --workdir") from e
+            raise InputError(
+                f"another process is training in {workdir}: wait for it, or give another --workdir"
+            ) from e
         yield
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """The SIGTERM and SIGINT received inside, in place of their usual effect; a second one has it."""
+    """The SIGTERM and SIGINT received inside, in place of their usual effect; a second one has
+    it.
+    """
     caught: list[signal.Signals] = []
     previous = {}
 
@@ -266,5 +316,5 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
 
 def _say(text: str) -> None:
-    if processes.is_first():
+    if processes.is_first_process():
         print(text, flush=True)

@@ -1,4 +1,6 @@
-"""What a run reports: a progress line, metrics.jsonl and TensorBoard events; and the FLOPs that MFU is counted with."""
+"""What a run reports: a progress line, metrics.jsonl and TensorBoard events; and the FLOPs that MFU
+is counted with.
+"""
 
 import json
 import os
@@ -11,7 +13,8 @@ from t6jax.config import ModelConfig
 
 METRICS = "metrics.jsonl"
 
-# dense bfloat16 FLOP/s of a device by its maker's data sheet; the first name that the device's kind contains
+# dense bfloat16 FLOP/s of a device by its maker's data sheet; the first name that the device's kind
+# contains
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -27,15 +30,21 @@ PEAK_FLOPS = {
 def peak_flops() -> float | None:
     """Of all devices together; None where the device's peak is not known."""
     kind = jax.devices()[0].device_kind
-    return next((peak * jax.device_count() for name, peak in PEAK_FLOPS.items() if name in kind), None)
+    return next(
+        (peak * jax.device_count() for name, peak in PEAK_FLOPS.items() if name in kind), None
+    )
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Of a forward and a backward pass: 6 a parameter (the tied embedding counted once, as the head) and attention.
+    """Of a forward and a backward pass: 6 a parameter (the tied embedding counted once, as the
+    head) and attention.
 
-    Attention counts Q K^T and P V of the tokens that are seen, length / 2 on average: 2 products x 2 FLOP x 3 passes.
+    Attention counts Q K^T and P V of the tokens that are seen, length / 2 on average: 2 products x
+    2 FLOP x 3 passes.
     """
-    attention = config.num_layers * config.attention.num_heads * config.attention.head_dim * 12 * length / 2
+    attention = (
+        config.num_layers * config.attention.num_heads * config.attention.head_dim * 12 * length / 2
+    )
     return 6 * config.parameter_count + attention
 
 
@@ -53,7 +62,9 @@ class MetricsLog:
         _drop_later(path, step)
         self._file = path.open("a")
         if tensorboard:
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+            self._events = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+            )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs values under a step."""

@@ -9,10 +9,15 @@ from t6jax.errors import InputError
 
 
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
-    """lr * step / warmup_steps, then a cosine down to min_learning_rate at decay_steps, and that from there on."""
+    """lr * step / warmup_steps, then a cosine down to min_learning_rate at decay_steps, and that
+    from there on.
+    """
     c = config
     if not 0 <= c["warmup_steps"] < c["decay_steps"]:
-        raise InputError(f"optimizer.warmup_steps={c['warmup_steps']} must be below optimizer.decay_steps={c['decay_steps']}")
+        raise InputError(
+            f"optimizer.warmup_steps={c['warmup_steps']} must be below "
+            f"optimizer.decay_steps={c['decay_steps']}"
+        )
     return optax.warmup_cosine_decay_schedule(
         0.0, c["learning_rate"], c["warmup_steps"], c["decay_steps"], c["min_learning_rate"]
     )

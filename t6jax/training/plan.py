@@ -1,4 +1,6 @@
-"""The training step of a config, compiled for a mesh of devices that are not at hand: what it needs, and what it sends."""
+"""The training step of a config, compiled for a mesh of devices that are not at hand: what it
+needs, and what it sends.
+"""
 
 import json
 import math
@@ -22,20 +24,24 @@ NODE = 8  # GPUs
 def compile_for(config: Mapping[str, Any], devices: int) -> dict[str, Any]:
     """What XLA says of the step on each of so many devices, compiled in a process of its own.
 
-    Where there is a GPU, for so many of its kind: what training will compile, but for the choice among cuBLAS's algorithms.
-    (Where a step fills the card, XLA orders it by the memory there is, and training has another idea of that.) Without one, for
-    virtual CPU devices. There blocks are compiled as a loop even where model.unroll is set, which changes nothing that is stored,
-    and of what is sent that the last layer's parameters are gathered once, not twice.
+    Where there is a GPU, for so many of its kind: what training will compile, but for the choice
+    among cuBLAS's algorithms. (Where a step fills the card, XLA orders it by the memory there is,
+    and training has another idea of that.) Without one, for virtual CPU devices. There blocks are
+    compiled as a loop even where model.unroll is set, which changes nothing that is stored, and of
+    what is sent that the last layer's parameters are gathered once, not twice.
 
-    device: its name. seconds: that compiling took. arguments, temporary: bytes. collectives: [kind, mesh axes, how many a step,
-    bytes of all their results], as the program is written: compiled for CPU, sums of bfloat16 are taken in float32.
-    Raises InputError where it does not compile.
+    device: its name. seconds: that compiling took. arguments, temporary: bytes. collectives: [kind,
+    mesh axes, how many a step, bytes of all their results], as the program is written: compiled for
+    CPU, sums of bfloat16 are taken in float32. Raises InputError where it does not compile.
     """
     # nothing is computed: a GPU that others use stays theirs
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if jax.default_backend() != "gpu":
         config = {**config, "model": {**config["model"], "unroll": False}}
-        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"}
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        }
     run = subprocess.run(
         [sys.executable, "-m", "t6jax.training.plan"],
         input=json.dumps(config),
@@ -45,7 +51,10 @@ def compile_for(config: Mapping[str, Any], devices: int) -> dict[str, Any]:
         check=False,
     )
     if run.returncode:
-        raise InputError(f"the step does not compile for {devices} devices: {(run.stderr.strip() or 'killed').splitlines()[-1]}")
+        raise InputError(
+            f"the step does not compile for {devices} devices: "
+            f"{(run.stderr.strip() or 'killed').splitlines()[-1]}"
+        )
     return json.loads(run.stdout)
 
 
@@ -55,20 +64,24 @@ def devices_for(count: int) -> tuple[Sequence[jax.Device], dict[str, Any]]:
         return jax.devices(), {}
     nodes, each = (count // NODE, NODE) if count % NODE == 0 else (1, count)
     topology = topologies.get_topology_desc(platform="cuda", topology=f"1x{nodes}x{each}")
-    return topology.devices, {"xla_gpu_autotune_level": "0"}  # there is nothing to try algorithms on
+    return topology.devices, {
+        "xla_gpu_autotune_level": "0"
+    }  # there is nothing to try algorithms on
 
 
 def main() -> None:
     from t6jax.config import ModelConfig
-    from t6jax.training.compiled import written
-    from t6jax.training.sharding import make_mesh
+    from t6jax.parallel.collectives import written
+    from t6jax.parallel.mesh import make_mesh
     from t6jax.training.step import Trainer
 
     config = json.load(sys.stdin)
     model = ModelConfig.from_dict(config["model"])
     devices, options = devices_for(math.prod(config["mesh"].values()))
     mesh = make_mesh(config["mesh"], devices)
-    trainer = Trainer(config, model, mesh, document_start=0 if config["data"]["document_masking"] else None)
+    trainer = Trainer(
+        config, model, mesh, document_start=0 if config["data"]["document_masking"] else None
+    )
     shape = (config["batch_size"], model.context_length + 1)
     batch = jax.ShapeDtypeStruct(shape, "int32", sharding=trainer.batch_sharding)
     began = time.perf_counter()

@@ -11,7 +11,8 @@ PROFILE = "profile"
 
 
 def profiled_steps(text: str) -> range:
-    """The steps that the config's `profile` names: "20:24", both included, or "20" alone; none for "".
+    """The steps that the config's `profile` names: "20:24", both included, or "20" alone; none for
+    "".
 
     Raises InputError for anything else.
     """
@@ -20,15 +21,23 @@ def profiled_steps(text: str) -> range:
     found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise InputError(f"profile={text!r} must be the first and the last step to trace, as 20:24; steps count from 1")
+        raise InputError(
+            f"profile={text!r} must be the first and the last step to trace, as 20:24; steps count "
+            "from 1"
+        )
     return range(first, last + 1)
 
 
 class Profile:
-    """Traces the steps it is asked to, into the folder `profile` of a run's directory. Only the first process does."""
+    """Traces the steps it is asked to, into the folder `profile` of a run's directory. Only the
+    first process does.
+    """
 
     def __init__(self, workdir: pathlib.Path, steps: range):
-        self._folder, self._steps = workdir / PROFILE, steps if jax.process_index() == 0 else range(0)
+        self._folder, self._steps = (
+            workdir / PROFILE,
+            steps if jax.process_index() == 0 else range(0),
+        )
         self._running = False
 
     def before(self, step: int) -> None:
@@ -38,7 +47,9 @@ class Profile:
             self._running = True
 
     def after(self, step: int, result: object) -> bool:
-        """Ends the trace behind its last step, waiting for the step's result; says whether it did."""
+        """Ends the trace behind its last step, waiting for the step's result; says whether it
+        did.
+        """
         if not self._running or step < self._steps[-1]:
             return False
         jax.block_until_ready(result)

@@ -12,7 +12,9 @@ D_MODEL = 24
 
 
 def case(name: str, **settings) -> AttentionConfig:
-    """A small instance of a mechanism; head counts and ranks that divide nothing where the mechanism lets them."""
+    """A small instance of a mechanism; head counts and ranks that divide nothing where the
+    mechanism lets them.
+    """
     defaults = {"num_heads": 5, "head_dim": 6} | {
         "tpa": {"rank_q": 3, "rank_k": 2, "rank_v": 1},
         "tpa_kvonly": {"rank_k": 1, "rank_v": 3},
@@ -42,15 +44,27 @@ CASES = (
         "tpa_order3 shared B": case("tpa_order3", **SHARED),
         "tpa_order3 nonlinear": case("tpa_order3", **NONLINEAR),
     }
-    | {f"{name} head norm": case(name, head_norm=True) for name in ("tpa", "tpa_kvonly", "gqa", "mla", "mfa")}
+    | {
+        f"{name} head norm": case(name, head_norm=True)
+        for name in ("tpa", "tpa_kvonly", "gqa", "mla", "mfa")
+    }
 )
 
 
 def build(
-    config: AttentionConfig, *, dtype: str = "float32", d_model: int = D_MODEL, scale: float = 1.0, seed: int = 0
+    config: AttentionConfig,
+    *,
+    dtype: str = "float32",
+    d_model: int = D_MODEL,
+    scale: float = 1.0,
+    seed: int = 0,
 ) -> Attention:
-    """The mechanism's module with normal parameters, W^O and norms included, that keep activations of order `scale`."""
-    make = lambda: config.build(d_model, rope=RoPE(), dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    """The mechanism's module with normal parameters, W^O and norms included, that keep activations
+    of order `scale`.
+    """
+    make = lambda: config.build(
+        d_model, rope=RoPE(), dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)
+    )
     graph, state = nnx.split(nnx.eval_shape(make))
     random = np.random.default_rng(seed)
     # fan-in is the first axis; of W^O, where a little more does no harm, its first two
@@ -59,7 +73,9 @@ def build(
     return nnx.merge(graph, jax.tree.map(draw, state))
 
 
-def hidden_states(batch: int, tokens: int, *, dtype: str = "float32", d_model: int = D_MODEL, seed: int = 1) -> jax.Array:
+def hidden_states(
+    batch: int, tokens: int, *, dtype: str = "float32", d_model: int = D_MODEL, seed: int = 1
+) -> jax.Array:
     """What a block's norm hands to attention: entries of order 1."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, tokens, d_model)), dtype)
 

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from configs import common
-from t6jax.parallel import MESH_AXES
-from t6jax.training.sharding import placements
+from t6jax.parallel.mesh import MESH_AXES
+from t6jax.parallel.placement import placements
 from tests.attention.cases import CASES, D_MODEL, build
 
 
@@ -18,7 +18,9 @@ def size(tree) -> int:
 
 
 def table_1(c) -> tuple[int, int]:
-    """(numbers cached a token, parameters without head_norm) of a mechanism, by Table 1 and section H."""
+    """(numbers cached a token, parameters without head_norm) of a mechanism, by Table 1 and section
+    H.
+    """
     d, h, d_h = D_MODEL, c.num_heads, c.head_dim
     if c.name in ("mha", "gqa", "mqa"):
         g = {"mha": h, "mqa": 1}.get(c.name) or c.num_kv_heads
@@ -57,7 +59,9 @@ def test_counts_are_table_1s(config):
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
 def test_the_cache_has_the_computations_dtype(config):
     module = build(config, dtype="bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(lambda: module.empty_cache(1, 2)))} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(lambda: module.empty_cache(1, 2)))} == {
+        jnp.dtype("bfloat16")
+    }
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())

@@ -30,8 +30,12 @@ def test_prefill_then_decode_equals_the_full_forward_from_ragged_starts(config):
         return nnx.merge(graph, state).extend(new, cache, lengths)
 
     full, cache = forward(state)
-    take = lambda first, n: jnp.take_along_axis(x, (first[:, None] + jnp.arange(n))[..., None], axis=1)
-    expect = lambda first, n: jnp.take_along_axis(full, (first[:, None] + jnp.arange(n))[..., None], axis=1)
+    take = lambda first, n: jnp.take_along_axis(
+        x, (first[:, None] + jnp.arange(n))[..., None], axis=1
+    )
+    expect = lambda first, n: jnp.take_along_axis(
+        full, (first[:, None] + jnp.arange(n))[..., None], axis=1
+    )
     for lengths in (starts, starts + 1):
         out, cache = extend(state, take(lengths, 1), cache, lengths + 1)
         np.testing.assert_allclose(out, expect(lengths, 1), atol=TOLERANCE, rtol=0)
@@ -40,13 +44,18 @@ def test_prefill_then_decode_equals_the_full_forward_from_ragged_starts(config):
     np.testing.assert_allclose(out, expect(lengths, 2), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["tpa", "tpa_kvonly shared B", "tpa_nonctx_a", "tpa_nonctx_b", "tpa_order3", "gqa", "mla"])
+@pytest.mark.parametrize(
+    "name",
+    ["tpa", "tpa_kvonly shared B", "tpa_nonctx_a", "tpa_nonctx_b", "tpa_order3", "gqa", "mla"],
+)
 def test_a_sequence_that_sees_nothing_gets_zeros_even_beside_garbage(name):
     module = build(CASES[name])
     x = hidden_states(2, 1)
     query, entry = module.project(x, arange_positions(x))
     cache = module.empty_cache(2, 3).append(entry, jnp.zeros(2, jnp.int32))
-    poisoned = cache.append(jax.tree.map(lambda e: jnp.full_like(e, jnp.nan), entry), jnp.array([1, 1]))
+    poisoned = cache.append(
+        jax.tree.map(lambda e: jnp.full_like(e, jnp.nan), entry), jnp.array([1, 1])
+    )
     decode = jax.jit(lambda q, c, n: module.decode(q, c, n))
     out, clean = (decode(query, c, jnp.array([1, 0])) for c in (poisoned, cache))
     np.testing.assert_array_equal(out[1], 0)
@@ -64,7 +73,9 @@ def test_tokens_for_which_there_is_no_room_are_dropped():
     np.testing.assert_array_equal(cache.tokens.k[1, 2:], 0)
 
 
-@pytest.mark.parametrize("name", ["tpa", "tpa_nonctx_b", "tpa_kvonly shared B", "tpa_order3", "gqa", "mla"])
+@pytest.mark.parametrize(
+    "name", ["tpa", "tpa_nonctx_b", "tpa_kvonly shared B", "tpa_order3", "gqa", "mla"]
+)
 def test_appending_to_a_donated_cache_is_in_place(name):
     module = build(CASES[name])
     x = hidden_states(2, 1)
@@ -72,5 +83,8 @@ def test_appending_to_a_donated_cache_is_in_place(name):
     cache = module.empty_cache(2, 64)
     append = jax.jit(lambda c, e, n: c.append(e, n), donate_argnums=0)
     before = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)}
-    after = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(append(cache, entry, jnp.array([3, 0])))}
+    after = {
+        leaf.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves(append(cache, entry, jnp.array([3, 0])))
+    }
     assert before == after

@@ -17,10 +17,21 @@ from tests.attention.cases import case
 def small_model(name: str, **settings) -> T6:
     """Two layers whose parameters, output projections included, are drawn at random."""
     attention = {"name": name} | dataclasses.asdict(case(name))
-    values = {"vocab_size": 17, "num_layers": 2, "d_model": 24, "context_length": 12, "dtype": "float32"}
-    graph, state = nnx.split(abstract(ModelConfig.from_dict(values | {"attention": attention} | settings)))
+    values = {
+        "vocab_size": 17,
+        "num_layers": 2,
+        "d_model": 24,
+        "context_length": 12,
+        "dtype": "float32",
+    }
+    graph, state = nnx.split(
+        abstract(ModelConfig.from_dict(values | {"attention": attention} | settings))
+    )
     random = np.random.default_rng(0)
-    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape) / 4, x.dtype), state))
+    return nnx.merge(
+        graph,
+        jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape) / 4, x.dtype), state),
+    )
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

@@ -1,4 +1,6 @@
-"""What the paper proves of the mechanisms: appendix A, Theorems 3.1 and E.1; and how their parameters start."""
+"""What the paper proves of the mechanisms: appendix A, Theorems 3.1 and E.1; and how their
+parameters init.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +20,41 @@ def start(config: AttentionConfig) -> Attention:
     """The module as it is before training."""
     # a generator that compiles fast
     rngs = lambda: nnx.Rngs(jax.random.key(0, impl="unsafe_rbg"))
-    return nnx.jit(lambda: config.build(D_MODEL, rope=RoPE(), dtype="float32", param_dtype="float32", rngs=rngs()))()
+    return nnx.jit(
+        lambda: config.build(
+            D_MODEL, rope=RoPE(), dtype="float32", param_dtype="float32", rngs=rngs()
+        )
+    )()
 
 
 def selector(ranks: int, heads: int) -> jax.Array:
-    """The A factors of appendix A, times R for the 1/R of eq. 3.1: row r selects the r-th of R equal groups of heads."""
+    """The A factors of appendix A, times R for the 1/R of eq. 3.1: row r selects the r-th of R
+    equal groups of heads.
+    """
     return ranks * jnp.repeat(jnp.eye(ranks), heads // ranks, axis=1)
 
 
 @pytest.mark.parametrize(("name", "groups"), [("mha", 6), ("gqa", 3), ("mqa", 1)])
 def test_appendix_a_dense_attention_is_non_contextual_tpa(name, groups):
     h, d_h = 6, 4
-    native = build(MECHANISMS[name](num_heads=h, head_dim=d_h, **({"num_kv_heads": 3} if name == "gqa" else {})))
-    tpa = build(MECHANISMS["tpa_nonctx_a"](num_heads=h, head_dim=d_h, rank_q=h, rank_k=groups, rank_v=groups))
+    native = build(
+        MECHANISMS[name](
+            num_heads=h, head_dim=d_h, **({"num_kv_heads": 3} if name == "gqa" else {})
+        )
+    )
+    tpa = build(
+        MECHANISMS["tpa_nonctx_a"](
+            num_heads=h, head_dim=d_h, rank_q=h, rank_k=groups, rank_v=groups
+        )
+    )
     tpa.w_a_q[...] = selector(h, h)
     tpa.w_a_k[...] = tpa.w_a_v[...] = selector(groups, h)
     # W^Q is [d_model, h, d_h], and the B factors' map is [d_model, R, d_h]
-    tpa.w_b_q[...], tpa.w_b_k[...], tpa.w_b_v[...] = native.w_q[...], native.w_k[...], native.w_v[...]
+    tpa.w_b_q[...], tpa.w_b_k[...], tpa.w_b_v[...] = (
+        native.w_q[...],
+        native.w_k[...],
+        native.w_v[...],
+    )
     tpa.w_o[...] = native.w_o[...]
     assert tpa.config.cached_numbers_per_token == native.config.cached_numbers_per_token
 
@@ -48,11 +68,15 @@ def test_appendix_a_dense_attention_is_non_contextual_tpa(name, groups):
     x = hidden_states(2, 6)
     for got, want in zip(run(tpa, x), run(native, x), strict=True):
         # the same products and sums but for terms that are zero and factors h / h
-        np.testing.assert_allclose(got, want, rtol=0, atol=16 * D_MODEL * EPSILON * np.abs(want).max())
+        np.testing.assert_allclose(
+            got, want, rtol=0, atol=16 * D_MODEL * EPSILON * np.abs(want).max()
+        )
 
 
 def rotation(positions: int, dim: int) -> np.ndarray:
-    """R_t of section H.5 for each position t, [T, D, D], float64, for the published pairing (i, i + D/2)."""
+    """R_t of section H.5 for each position t, [T, D, D], float64, for the published pairing (i, i +
+    D/2).
+    """
     half = dim // 2
     angle = positions * 10000.0 ** (-np.arange(half) / half)
     r = np.zeros((dim, dim))
@@ -67,13 +91,17 @@ def test_theorem_3_1_rotating_b_rotates_the_query_and_scores_depend_on_the_dista
     random = np.random.default_rng(0)
     (a_q, a_k), (b_q, b_k) = random.standard_normal((2, 3, 5)), random.standard_normal((2, 3, 8))
     as_jax = lambda x: jnp.asarray(x, jnp.float32)
-    at = lambda t, a, b: combine(as_jax(a)[None, None], RoPE()(as_jax(b)[None, None], jnp.array([[t]])))[0, 0]
+    at = lambda t, a, b: combine(
+        as_jax(a)[None, None], RoPE()(as_jax(b)[None, None], jnp.array([[t]]))
+    )[0, 0]
     scores = {}
     for t, s in [(9, 4), (5, 0), (25, 20), (4, 9)]:
         q, k = at(t, a_q, b_q), at(s, a_k, b_k)
         dense_q = a_q.T @ b_q / 3 @ rotation(t, 8).T
         # the angle itself is rounded: t epsilon of it, on top of the sums' rounding
-        np.testing.assert_allclose(q, dense_q, rtol=0, atol=(t + 16) * EPSILON * np.abs(dense_q).max())
+        np.testing.assert_allclose(
+            q, dense_q, rtol=0, atol=(t + 16) * EPSILON * np.abs(dense_q).max()
+        )
         scores[t, s] = np.asarray(q) @ np.asarray(k).T
     largest = np.abs(scores[9, 4]).max()
     np.testing.assert_allclose(scores[5, 0], scores[9, 4], rtol=0, atol=64 * EPSILON * largest)
@@ -123,7 +151,8 @@ def test_factor_maps_start_within_xaviers_bound(name, init):
     h, d_b = config.num_heads, config.b_dim
     bounds = {
         "xavier": {"w_a_k": 6 / (D_MODEL + 4 * h), "w_b_k": 6 / (D_MODEL + 4 * d_b)},
-        # PyTorch's Xavier on (d_model, h, R) and (d_model, R, d_h): fans are the first two axes times the third
+        # PyTorch's Xavier on (d_model, h, R) and (d_model, R, d_h): fans are the first two axes
+        # times the third
         "xavier_three_axes": {"w_a_k": 6 / (4 * (D_MODEL + h)), "w_b_k": 6 / (d_b * (D_MODEL + 4))},
     }[init]
     for key, square in bounds.items():
@@ -135,8 +164,11 @@ def test_factor_maps_start_within_xaviers_bound(name, init):
 def test_non_contextual_factors_start_with_the_variance_of_contextual_ones(name, key):
     sizes = {"num_heads": 64, "head_dim": 64, "rank_k": 8}
     fixed = getattr(start(case(name, **sizes)), key)[...]
-    contextual = jnp.einsum("btd,drs->btrs", hidden_states(8, 32), getattr(start(case("tpa", **sizes)), key)[...])
-    # the spread of 512 draws is known to within 4 standard errors, 4 / sqrt(2 x 512), and so is the map's of 24 inputs
+    contextual = jnp.einsum(
+        "btd,drs->btrs", hidden_states(8, 32), getattr(start(case("tpa", **sizes)), key)[...]
+    )
+    # the spread of 512 draws is known to within 4 standard errors, 4 / sqrt(2 x 512), and so is the
+    # map's of 24 inputs
     assert 0.75 < float(jnp.std(fixed) / jnp.std(contextual)) < 1.33
 
 
@@ -148,4 +180,6 @@ def test_output_projections_start_at_zero_and_norms_at_one(name):
         if key.endswith("_norm"):
             assert np.all(np.asarray(param) == 1)
         elif key != "w_o":
-            assert 0.5 < np.std(param) * param.shape[0] ** 0.5 < 1.5, f"{key} keeps its input's scale"
+            assert 0.5 < np.std(param) * param.shape[0] ** 0.5 < 1.5, (
+                f"{key} keeps its input's scale"
+            )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from t6jax import TPACache, decode
 from t6jax.attention import MECHANISMS
-from t6jax.ops.decode_dense import decode_dense
+from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.rope import RoPE
 from tests.attention.cases import arange_positions, build, hidden_states
 
@@ -37,7 +37,10 @@ def configs(draw, name: str):
         if name != "tpa_kvonly":
             keys["rank_q"] = draw(small)
         if name != "tpa_nonctx_a":
-            keys |= {f"activation_{x}": draw(st.sampled_from(["none", "sigmoid", "softmax"])) for x in "kv"}
+            keys |= {
+                f"activation_{x}": draw(st.sampled_from(["none", "sigmoid", "softmax"]))
+                for x in "kv"
+            }
     if name == "tpa_order3":
         keys |= {"dim_b": keys["head_dim"], "dim_c": draw(small)}
         keys["head_dim"] *= keys["dim_c"]
@@ -50,7 +53,9 @@ def test_counts_hold_and_decoding_equals_the_forward(name):
     @given(config=configs(name), d_model=st.sampled_from([1, 6, 11]), first=st.integers(0, 4))
     def check(config, d_model, first):
         graph, state = nnx.split(build(config, d_model=d_model))
-        assert sum(math.prod(x.shape) for x in jax.tree.leaves(state)) == config.parameter_count(d_model)
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(state)) == config.parameter_count(
+            d_model
+        )
         x = hidden_states(2, 5, d_model=d_model)
 
         @jax.jit
@@ -60,7 +65,11 @@ def test_counts_hold_and_decoding_equals_the_forward(name):
             cache = module.empty_cache(2, 5)
             cached = sum(math.prod(e.shape) for e in jax.tree.leaves(entry))
             assert cached == 2 * 5 * config.cached_numbers_per_token
-            cache = cache.append(jax.tree.map(lambda e: e[:, :first], entry), jnp.zeros(2, jnp.int32)) if first else cache
+            cache = (
+                cache.append(jax.tree.map(lambda e: e[:, :first], entry), jnp.zeros(2, jnp.int32))
+                if first
+                else cache
+            )
             return full[:, first:], module.extend(x[:, first:], cache, jnp.array([5, 5]))[0]
 
         full, decoded = both(state)
@@ -70,7 +79,9 @@ def test_counts_hold_and_decoding_equals_the_forward(name):
 
 
 def attention(q, k, v, lengths, scale):
-    """Each new token over what it sees, in float64: q [B, N, H, D], k [B, M, H, D], v [B, M, H, E]."""
+    """Each new token over what it sees, in float64: q [B, N, H, D], k [B, M, H, D], v [B, M, H,
+    E].
+    """
     out = np.zeros((*q.shape[:3], v.shape[-1]))
     for b, n, h in np.ndindex(q.shape[:3]):
         m = lengths[b] - q.shape[1] + 1 + n
@@ -82,7 +93,14 @@ def attention(q, k, v, lengths, scale):
 
 
 @few
-@given(groups=small, shared_by=small, d=small, e=small, new=st.integers(1, 3), lengths=st.tuples(*[st.integers(0, 6)] * 2))
+@given(
+    groups=small,
+    shared_by=small,
+    d=small,
+    e=small,
+    new=st.integers(1, 3),
+    lengths=st.tuples(*[st.integers(0, 6)] * 2),
+)
 def test_dense_decode_is_attention_over_what_is_seen(groups, shared_by, d, e, new, lengths):
     random = np.random.default_rng(0)
     q = random.standard_normal((2, new, groups * shared_by, d))
@@ -102,7 +120,9 @@ def test_dense_decode_is_attention_over_what_is_seen(groups, shared_by, d, e, ne
     shared=st.booleans(),
     rotated=st.booleans(),
 )
-def test_a_cache_of_fixed_and_shared_factors_is_the_cache_of_what_they_stand_for(heads, ranks, dims, fixed, shared, rotated):
+def test_a_cache_of_fixed_and_shared_factors_is_the_cache_of_what_they_stand_for(
+    heads, ranks, dims, fixed, shared, rotated
+):
     (r_k, r_v), (d, e), length = ranks, dims, 5
     if shared:
         r_v, e = r_k, d
@@ -110,12 +130,28 @@ def test_a_cache_of_fixed_and_shared_factors_is_the_cache_of_what_they_stand_for
     draw = lambda letter, r, size: jnp.asarray(
         random.standard_normal((r, size) if letter == fixed else (2, length, r, size)), "float32"
     )
-    a_k, b_k, a_v, b_v = draw("a", r_k, heads), draw("b", r_k, d), draw("a", r_v, heads), draw("b", r_v, e)
+    a_k, b_k, a_v, b_v = (
+        draw("a", r_k, heads),
+        draw("b", r_k, d),
+        draw("a", r_v, heads),
+        draw("b", r_v, e),
+    )
     whole = lambda x: jnp.broadcast_to(x, (2, length, *x.shape[-2:]))
-    plain_b_k = RoPE()(whole(b_k), jnp.broadcast_to(jnp.arange(length), (2, length))) if rotated else whole(b_k)
+    plain_b_k = (
+        RoPE()(whole(b_k), jnp.broadcast_to(jnp.arange(length), (2, length)))
+        if rotated
+        else whole(b_k)
+    )
     plain = TPACache.from_factors(whole(a_k), plain_b_k, whole(a_v), whole(b_k if shared else b_v))
-    compact = TPACache.from_factors(a_k, b_k, a_v, None if shared else b_v, rope=RoPE() if rotated else None)
-    query, lengths = jnp.asarray(random.standard_normal((2, 2, heads, d)), "float32"), jnp.array([4, 1])
+    compact = TPACache.from_factors(
+        a_k, b_k, a_v, None if shared else b_v, rope=RoPE() if rotated else None
+    )
+    query, lengths = (
+        jnp.asarray(random.standard_normal((2, 2, heads, d)), "float32"),
+        jnp.array([4, 1]),
+    )
     want = decode(query, plain, lengths)
     # the same products, summed in another order
-    np.testing.assert_allclose(decode(query, compact, lengths), want, rtol=0, atol=2e-5 * max(1.0, np.abs(want).max()))
+    np.testing.assert_allclose(
+        decode(query, compact, lengths), want, rtol=0, atol=2e-5 * max(1.0, np.abs(want).max())
+    )

@@ -1,4 +1,6 @@
-"""TPA (eq. 3.1 to 3.6): the layer is the paper's equations, its counts are Table 1's, its start is Xavier's."""
+"""TPA (eq. 3.1 to 3.6): the layer is the paper's equations, its counts are Table 1's, its start is
+Xavier's.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,9 @@ D_MODEL = 24
 
 
 def layer(config: TPAConfig, seed=0):
-    module = config.build(D_MODEL, rope=RoPE(), dtype="float32", param_dtype="float32", rngs=nnx.Rngs(seed))
+    module = config.build(
+        D_MODEL, rope=RoPE(), dtype="float32", param_dtype="float32", rngs=nnx.Rngs(seed)
+    )
     module.w_o[...] = jax.random.normal(jax.random.key(seed), module.w_o[...].shape) / 8
     return module
 
@@ -35,7 +39,11 @@ def test_the_layer_is_equations_3_1_to_3_3():
         rank = weights[f"w_a_{name}"].shape[1]
         for r in range(rank):
             a, b = x @ weights[f"w_a_{name}"][:, r], x @ weights[f"w_b_{name}"][:, r]
-            b = np.asarray(RoPE()(jnp.asarray(b, jnp.float32), positions), np.float64) if rotate else b
+            b = (
+                np.asarray(RoPE()(jnp.asarray(b, jnp.float32), positions), np.float64)
+                if rotate
+                else b
+            )
             total = total + a[..., :, None] * b[..., None, :]
         return total / rank
 
@@ -53,11 +61,22 @@ def test_the_layer_is_equations_3_1_to_3_3():
 @pytest.mark.parametrize("ranks", [(1, 1, 1), (6, 2, 3)])
 @pytest.mark.parametrize("head_norm", [False, True])
 def test_counts_are_table_1s_from_the_real_arrays(ranks, head_norm):
-    config = TPAConfig(num_heads=7, head_dim=4, rank_q=ranks[0], rank_k=ranks[1], rank_v=ranks[2], head_norm=head_norm)
+    config = TPAConfig(
+        num_heads=7,
+        head_dim=4,
+        rank_q=ranks[0],
+        rank_k=ranks[1],
+        rank_v=ranks[2],
+        head_norm=head_norm,
+    )
     module = layer(config)
-    assert sum(x.size for x in jax.tree.leaves(nnx.state(module))) == config.parameter_count(D_MODEL)
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(module))) == config.parameter_count(
+        D_MODEL
+    )
     cache = module.empty_cache(3, 10)
-    assert sum(x.size for x in jax.tree.leaves(cache.stored())) == 30 * config.cached_numbers_per_token
+    assert (
+        sum(x.size for x in jax.tree.leaves(cache.stored())) == 30 * config.cached_numbers_per_token
+    )
     # the kernels want each rank's heads on 8 numbers and a token's row on 16: zeros, never read
     padding = sum(x.size for x in jax.tree.leaves(cache)) / 30 - config.cached_numbers_per_token
     assert 0 <= padding < 16 + 8 * (config.rank_k + config.rank_v)
@@ -92,7 +111,9 @@ def test_wrong_settings_are_named(settings, named):
 
 @pytest.mark.parametrize("name", ["tpa", "tpa_kvonly"])
 def test_joined_factor_maps_change_nothing(name, monkeypatch):
-    """Output, cache entries and gradients, of one matrix product for all factors and of one for each."""
+    """Output, cache entries and gradients, of one matrix product for all factors and of one for
+    each.
+    """
     module, x = build(case(name)), hidden_states(2, 17)
     positions = jnp.broadcast_to(jnp.arange(17), (2, 17))
     graph, state = nnx.split(module)
@@ -104,10 +125,14 @@ def test_joined_factor_maps_change_nothing(name, monkeypatch):
             out, entry = nnx.merge(graph, state)(x, positions)
             return jnp.sum(out**2), (out, entry)
 
-        monkeypatch.setattr("t6jax.attention.factored.worth_copying_weights", lambda x, joined=joined: joined)
+        monkeypatch.setattr(
+            "t6jax.attention.factored.worth_copying_weights", lambda x, joined=joined: joined
+        )
         text = str(jax.make_jaxpr(run)(state, x))
         assert ("concatenate" in text.split("dot_general")[0]) is joined
         results.append(jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(state, x))
     # sums of up to 24 terms, rounded in another order a few times over
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=24 * 16 * np.finfo(np.float32).eps * np.abs(b).max())
+    close = lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=0, atol=24 * 16 * np.finfo(np.float32).eps * np.abs(b).max()
+    )
     jax.tree.map(close, *results)

@@ -11,7 +11,21 @@ import pyarrow.parquet as pq
 
 from t6jax.data.shards import find_shards, open_shard
 
-WORDS = ["the", "of", "naïve", "été", "日本語", "Ωμέγα", "🙂", "transformer", "attention", "product\n", "\t's", "1234", "x=y;"]
+WORDS = [
+    "the",
+    "of",
+    "naïve",
+    "été",
+    "日本語",
+    "Ωμέγα",
+    "🙂",
+    "transformer",
+    "attention",
+    "product\n",
+    "\t's",
+    "1234",
+    "x=y;",
+]
 
 
 def documents(count: int, seed: int = 0) -> list[str]:
@@ -46,7 +60,10 @@ def write_parquet(path: pathlib.Path, texts: list[str | None], rows_a_group: int
 
 
 def write_jsonl(path: pathlib.Path, texts: list[str | None]) -> None:
-    lines = "".join(json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) + "\n" for i, text in enumerate(texts)).encode()
+    lines = "".join(
+        json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) + "\n"
+        for i, text in enumerate(texts)
+    ).encode()
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(lines))
     elif path.suffix == ".zst":
@@ -57,7 +74,9 @@ def write_jsonl(path: pathlib.Path, texts: list[str | None]) -> None:
 
 def all_tokens(folder: pathlib.Path) -> list[int]:
     """The tokens of a prepared folder, validation first."""
-    return np.concatenate([open_shard(p) for split in ("val", "train") for p in find_shards(folder, split)]).tolist()
+    return np.concatenate(
+        [open_shard(p) for split in ("val", "train") for p in find_shards(folder, split)]
+    ).tolist()
 
 
 def byte_tokens(texts: list[str]) -> list[int]:

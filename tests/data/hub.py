@@ -1,7 +1,8 @@
-"""A Hugging Face hub on this machine: one data set, over HTTP, by the hub's API, for the real clients to read.
+"""A Hugging Face hub on this machine: one data set, over HTTP, by the hub's API, for the real
+clients to read.
 
-What it leaves out is what readers do not ask for. Its content network is the same server by another name (127.0.0.1, where
-the hub is localhost), so that clients see a redirect to another host.
+What it leaves out is what readers do not ask for. Its content network is the same server by another
+name (127.0.0.1, where the hub is localhost), so that clients see a redirect to another host.
 """
 
 import contextlib
@@ -33,7 +34,9 @@ CONFIGS = [
 
 
 class Request(NamedTuple):
-    """kind: info, tree, paths, resolve, cdn or none of them. path: of the file or folder. start, stop: the bytes asked for."""
+    """kind: info, tree, paths, resolve, cdn or none of them. path: of the file or folder. start,
+    stop: the bytes asked for.
+    """
 
     kind: str
     path: str
@@ -45,7 +48,8 @@ class Request(NamedTuple):
 class Hub:
     """commits: {sha: {path: bytes}}, the last is main's. gated: its files are for holders of TOKEN.
 
-    fault: request -> None, a status, or what to do to the answer: "cut" it in the middle, "stall". requests: all, in order.
+    fault: request -> None, a status, or what to do to the answer: "cut" it in the middle, "stall".
+        requests: all, in order.
     """
 
     def __init__(self):
@@ -58,9 +62,14 @@ class Hub:
         self.url = ""
 
     def commit(self, files: dict[str, bytes]) -> str:
-        sha = hashlib.sha1(repr([(p, hashlib.sha1(b).hexdigest()) for p, b in sorted(files.items())]).encode()).hexdigest()
+        sha = hashlib.sha1(
+            repr([(p, hashlib.sha1(b).hexdigest()) for p, b in sorted(files.items())]).encode()
+        ).hexdigest()
         self.commits.pop(sha, None)
-        self.commits[sha] = {"README.md": b"# FineWeb-Edu", ".gitattributes": b"*.parquet filter=lfs"} | files
+        self.commits[sha] = {
+            "README.md": b"# FineWeb-Edu",
+            ".gitattributes": b"*.parquet filter=lfs",
+        } | files
         return sha
 
     def count(self, kind: str) -> int:
@@ -72,7 +81,9 @@ def serving() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://localhost:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    ).start()
     try:
         yield hub
     finally:
@@ -104,7 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
             for pattern, method in (
                 (rf"/api/datasets/{NAME}(?:/revision/(?P<revision>[^/]+))?", self._info),
                 (rf"/api/datasets/{NAME}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", self._tree),
-                (rf"/api/datasets/{NAME}/paths-info/(?P<revision>[^/]+)", lambda revision: self._paths(revision, body)),
+                (
+                    rf"/api/datasets/{NAME}/paths-info/(?P<revision>[^/]+)",
+                    lambda revision: self._paths(revision, body),
+                ),
                 (rf"/datasets/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self._resolve),
                 (r"/cdn/(?P<digest>\w+)/(?P<path>.+)", self._cdn),
             ):
@@ -115,7 +129,11 @@ class _Handler(BaseHTTPRequestHandler):
             # the hub does not tell strangers whether a data set is missing or private
             if self._authorized:
                 raise _error(404, "RepoNotFound", "Repository not found")
-            raise _Answer(401, {"error": "Invalid username or password."}, **{"X-Error-Message": "Invalid username or password."})
+            raise _Answer(
+                401,
+                {"error": "Invalid username or password."},
+                **{"X-Error-Message": "Invalid username or password."},
+            )
         except _Answer as answer:
             self._send(answer.status, answer.body, **answer.headers)
 
@@ -127,7 +145,17 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in sorted(files)]
         card = {"license": "odc-by", "configs": self.hub.configs}
         gated = "auto" if self.hub.gated else False
-        raise _Answer(200, {"id": NAME, "sha": sha, "gated": gated, "private": False, "cardData": card, "siblings": siblings})
+        raise _Answer(
+            200,
+            {
+                "id": NAME,
+                "sha": sha,
+                "gated": gated,
+                "private": False,
+                "cardData": card,
+                "siblings": siblings,
+            },
+        )
 
     def _tree(self, revision: str, path: str | None) -> None:
         path = path or ""
@@ -139,7 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
             if name.startswith(folder):
                 parts = name[len(folder) :].split("/")
                 folders = [folder + "/".join(parts[:n]) for n in range(1, len(parts))]
-                entries |= {f: {"type": "directory", "oid": _oid(f.encode()), "size": 0, "path": f} for f in folders}
+                entries |= {
+                    f: {"type": "directory", "oid": _oid(f.encode()), "size": 0, "path": f}
+                    for f in folders
+                }
                 entries[name] = self._entry(name, data)
         if path and not entries:
             raise _error(404, "EntryNotFound", f"{path} does not exist on {revision!r}")
@@ -151,19 +182,26 @@ class _Handler(BaseHTTPRequestHandler):
             kept = "&".join(f"{k}={v[0]}" for k, v in self._query.items() if k != "cursor")
             here = f"{self.hub.url}{urlsplit(self.path).path}?{kept}&cursor={start + PAGE}"
             headers["Link"] = f'<{here}>; rel="next"'
-        raise _Answer(200, [entries[name] for name in sorted(entries)][start : start + PAGE], **headers)
+        raise _Answer(
+            200, [entries[name] for name in sorted(entries)][start : start + PAGE], **headers
+        )
 
     def _paths(self, revision: str, body: bytes) -> None:
         self._faulty("paths", "")
         _, files = self._commit(revision)
-        raise _Answer(200, [self._entry(p, files[p]) for p in parse_qs(body.decode())["paths"] if p in files])
+        raise _Answer(
+            200, [self._entry(p, files[p]) for p in parse_qs(body.decode())["paths"] if p in files]
+        )
 
     def _resolve(self, revision: str, path: str) -> None:
         self._faulty("resolve", path)
         sha, files = self._commit(revision)
         if self.hub.gated and not self._authorized:
             raise _error(
-                401, "GatedRepo", f"Access to dataset {NAME} is restricted. You must have access to it and be authenticated"
+                401,
+                "GatedRepo",
+                f"Access to dataset {NAME} is restricted. You must have access to it and be "
+                "authenticated",
             )
         if path not in files:
             raise _error(404, "EntryNotFound", "Entry not found")
@@ -173,13 +211,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_range(data, ETag=f'"{_oid(data)}"', **headers)
             return
         digest = _digest(data)
-        there = f"{self.hub.url.replace('localhost', '127.0.0.1')}/cdn/{digest}/{quote(path)}?Expires=1&Signature=x"
-        headers |= {"Location": there, "X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"', "ETag": f'"{digest}"'}
+        storage = self.hub.url.replace("localhost", "127.0.0.1")
+        there = f"{storage}/cdn/{digest}/{quote(path)}?Expires=1&Signature=x"
+        headers |= {
+            "Location": there,
+            "X-Linked-Size": str(len(data)),
+            "X-Linked-ETag": f'"{digest}"',
+            "ETag": f'"{digest}"',
+        }
         self._send(302, f"Found. Redirecting to {there}".encode(), **headers)
 
     def _cdn(self, digest: str, path: str) -> None:
         fault = self._faulty("cdn", path)
-        files = [data for commit in self.hub.commits.values() for p, data in commit.items() if p == path]
+        files = [
+            data for commit in self.hub.commits.values() for p, data in commit.items() if p == path
+        ]
         data = next(data for data in files if _digest(data) == digest)
         self._send_range(data, fault, ETag=f'"{digest}"')
 
@@ -187,7 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
         entry = {"type": "file", "oid": _oid(data), "size": len(data), "path": path}
         if path.endswith(".parquet"):
             digest = _digest(data)
-            entry |= {"lfs": {"oid": digest, "size": len(data), "pointerSize": 135}, "xetHash": digest}
+            entry |= {
+                "lfs": {"oid": digest, "size": len(data), "pointerSize": 135},
+                "xetHash": digest,
+            }
         return entry
 
     def _commit(self, revision: str) -> tuple[str, dict[str, bytes]]:
@@ -224,7 +273,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, fault: str | None = None, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if fault == "cut":

@@ -1,4 +1,6 @@
-"""Batches: each epoch visits every window once, the seed alone fixes the order, the state is where it goes on."""
+"""Batches: each epoch visits every window once, the seed alone fixes the order, the state is where
+it goes on.
+"""
 
 import itertools
 import json
@@ -15,7 +17,9 @@ WINDOWS = {"batch_size": 4, "context_length": 5, "vocab_size": 1000}
 
 @pytest.fixture
 def folder(tmp_path):
-    """24 training windows in two shards, 10 validation windows; a window is known by its first token."""
+    """24 training windows in two shards, 10 validation windows; a window is known by its first
+    token.
+    """
     write_shard(tmp_path / "train_000001.bin", np.arange(71))
     write_shard(tmp_path / "train_000002.bin", np.arange(100, 151))
     write_shard(tmp_path / "val_000000.bin", np.arange(500, 551))
@@ -69,7 +73,9 @@ def test_validation_visits_each_window_once_and_masks_the_rest(folder):
 
 def test_what_a_reading_thread_finds_wrong_reaches_the_user_in_one_sentence(folder):
     batches = training_batches(folder, seed=0, **WINDOWS | {"vocab_size": 120})
-    with pytest.raises(InputError, match=r"train_000002.bin holds token \d+ at \d+, outside model.vocab_size=120"):
+    with pytest.raises(
+        InputError, match=r"train_000002.bin holds token \d+ at \d+, outside model.vocab_size=120"
+    ):
         firsts(batches, 6)
 
 
@@ -78,7 +84,12 @@ def test_what_a_reading_thread_finds_wrong_reaches_the_user_in_one_sentence(fold
 def test_processes_read_disjoint_parts_of_the_one_order(folder, processes, options):
     whole = firsts(training_batches(folder, seed=0, **WINDOWS, **options), 15)
     parts = [
-        firsts(training_batches(folder, seed=0, process_index=p, process_count=processes, **WINDOWS, **options), 15)
+        firsts(
+            training_batches(
+                folder, seed=0, process_index=p, process_count=processes, **WINDOWS, **options
+            ),
+            15,
+        )
         for p in range(processes)
     ]
     for step, batch in enumerate(whole):
@@ -94,12 +105,18 @@ def test_a_state_is_small_and_goes_on_with_any_number_of_processes_and_workers(f
     for processes, steps in ((1, 4), (4, 3), (2, 5), (1, 4)):
         parts, states = [], []
         for p in range(processes):
-            batches = training_batches(folder, seed=0, process_index=p, process_count=processes, **WINDOWS)
+            batches = training_batches(
+                folder, seed=0, process_index=p, process_count=processes, **WINDOWS
+            )
             batches.set_state(json.loads(json.dumps(state)))
             parts.append(firsts(batches, steps))
             states.append(batches.get_state())
         for step in range(steps):
-            rows = [row for together in zip(*(part[step] for part in parts), strict=True) for row in together]
+            rows = [
+                row
+                for together in zip(*(part[step] for part in parts), strict=True)
+                for row in together
+            ]
             assert rows == whole[taken + step]
         assert all(s == states[0] for s in states)
         taken, state = taken + steps, states[0]
@@ -118,7 +135,9 @@ def test_worker_processes_change_nothing(folder):
     assert firsts(batches, 7) == whole[5:]
     batches.close()
     damaged = training_batches(folder, seed=0, num_workers=1, **WINDOWS | {"vocab_size": 120})
-    with pytest.raises(InputError, match=r"train_000002.bin holds token \d+ at \d+, outside model.vocab_size=120"):
+    with pytest.raises(
+        InputError, match=r"train_000002.bin holds token \d+ at \d+, outside model.vocab_size=120"
+    ):
         firsts(damaged, 6)
     damaged.close()
 
@@ -131,7 +150,8 @@ def test_windows_with_replacement_start_anywhere_in_a_shard(folder):
     starts = [*range(71 - 5), *range(100, 151 - 5)]
     assert set(np.flatnonzero(counts)) <= set(starts)
     expected = len(drawn) / len(starts)
-    # each start is drawn a Poisson number of times, about 18 here: 6 standard deviations on either side
+    # each start is drawn a Poisson number of times, about 18 here: 6 standard deviations on either
+    # side
     assert np.all(np.abs(counts[starts] - expected) < 6 * np.sqrt(expected))
     again = training_batches(folder, seed=0, with_replacement=True, **WINDOWS)
     np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(500)]), drawn)
@@ -151,9 +171,15 @@ def test_a_mixture_gives_each_source_its_share_in_its_own_order(folder, other):
     batches = training_batches(mixture, seed=0, **WINDOWS)
     order = [*itertools.chain(*firsts(batches, 24))]
     from_other = [first for first in order if first >= 600]
-    assert all(sum(first >= 600 for first in order[i : i + 4]) == 1 for i in range(0, 96, 4)), "a quarter of every stretch"
-    assert sorted(from_other[:7]) == list(range(600, 635, 5)), "an epoch of it visits each of its windows once"
-    assert sorted(first for first in order if first < 600)[:3] == [0, 0, 0], "three epochs of the larger share"
+    assert all(sum(first >= 600 for first in order[i : i + 4]) == 1 for i in range(0, 96, 4)), (
+        "a quarter of every stretch"
+    )
+    assert sorted(from_other[:7]) == list(range(600, 635, 5)), (
+        "an epoch of it visits each of its windows once"
+    )
+    assert sorted(first for first in order if first < 600)[:3] == [0, 0, 0], (
+        "three epochs of the larger share"
+    )
     state = batches.get_state()
     again = training_batches(mixture, seed=0, process_index=1, process_count=2, **WINDOWS)
     again.set_state(state)
@@ -172,7 +198,13 @@ def test_a_flipped_bit_is_named_before_its_batch_is_used(folder):
     data[1024 + 40] ^= 4
     path.write_bytes(data)
     batches = training_batches(folder, seed=0, **WINDOWS)
-    with pytest.raises(InputError, match=r"train_000002.bin is damaged between bytes 0 and 1126: their checksum does not match"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"train_000002.bin is damaged between bytes 0 and 1126: their checksum does not "
+            r"match"
+        ),
+    ):
         firsts(batches, 6)
 
 

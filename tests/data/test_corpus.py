@@ -1,4 +1,6 @@
-"""The data of a run, from its config: prepared where it is missing, mixed, masked, and decodable from the run alone."""
+"""The data of a run, from its config: prepared where it is missing, mixed, masked, and decodable
+from the run alone.
+"""
 
 import json
 import math
@@ -41,17 +43,26 @@ def test_a_source_is_prepared_once(texts, tmp_path):
 
 def test_a_mixtures_sources_are_prepared_under_their_names(texts, tmp_path):
     prepare(str(ROOT / "configs"), tmp_path / "configs", "bytes", 0.2)
-    mixture = {"mine": {"source": str(texts), "weight": 3}, "code": {"path": str(tmp_path / "configs")}}
+    mixture = {
+        "mine": {"source": str(texts), "weight": 3},
+        "code": {"path": str(tmp_path / "configs")},
+    }
     prepare_missing(tmp_path / "run", DATA | {"mixture": mixture}, silent)
     corpus = load_corpus(tmp_path / "run", DATA | {"mixture": mixture}, 257)
-    assert corpus.sources == [(tmp_path / "run" / "data" / "mine", 3.0), (tmp_path / "configs", 1.0)]
+    assert corpus.sources == [
+        (tmp_path / "run" / "data" / "mine", 3.0),
+        (tmp_path / "configs", 1.0),
+    ]
     assert str(corpus) == f"75% {tmp_path}/run/data/mine + 25% {tmp_path}/configs"
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"wieght": 1, "path": "x"}, "data.mixture.web has the unknown key 'wieght'; it takes path, source and weight"),
+        (
+            {"wieght": 1, "path": "x"},
+            "data.mixture.web has the unknown key 'wieght'; it takes path, source and weight",
+        ),
         ({"weight": 1.0}, "data.mixture.web needs a path or a source"),
         ({"path": "x", "weight": 0}, "data.mixture.web.weight must be positive; got 0"),
     ],
@@ -64,12 +75,17 @@ def test_a_mixture_that_cannot_be_is_named(texts, entry, message):
 
 
 def test_missing_data_and_sources_of_two_tokenizers_are_named(texts, tokenizer, tmp_path):
-    with pytest.raises(InputError, match=r"no data in .*/data: put token shards there .* python -m t6jax.data.prepare"):
+    with pytest.raises(
+        InputError,
+        match=r"no data in .*/data: put token shards there .* python -m t6jax.data.prepare",
+    ):
         prepare_missing(tmp_path, DATA, silent)
     prepare(str(texts), tmp_path / "a", "bytes", 0.2)
     prepare(str(texts), tmp_path / "b", str(tokenizer), 0.2)
     mixture = {name: {"path": str(tmp_path / name)} for name in ("a", "b")}
-    with pytest.raises(InputError, match=r"b was tokenized by 'mine.json', but data.tokenizer is 'bytes'"):
+    with pytest.raises(
+        InputError, match=r"b was tokenized by 'mine.json', but data.tokenizer is 'bytes'"
+    ):
         load_corpus(tmp_path, DATA | {"mixture": mixture}, 400)
 
 
@@ -82,19 +98,34 @@ def test_a_run_keeps_what_decodes_its_tokens(texts, tokenizer, tmp_path):
     assert run_tokenizer(tmp_path, data).decode(ids) == "naïve def".encode()
     load_corpus(tmp_path, data, 400)  # the run's own copy stands in for the file that is gone
     (tmp_path / "data" / "tokenizer.json").unlink()
-    assert run_tokenizer(shutil.copytree(tmp_path, tmp_path.with_name("moved")), data).decode(ids) == "naïve def".encode()
+    assert (
+        run_tokenizer(shutil.copytree(tmp_path, tmp_path.with_name("moved")), data).decode(ids)
+        == "naïve def".encode()
+    )
 
 
 @pytest.mark.slow
 def test_training_on_a_mixture_with_document_masking(texts, tokenizer, tmp_path):
-    """Parquet and text, mixed, masked, with a tokenizer of one's own; the run says how long it waited for data."""
+    """Parquet and text, mixed, masked, with a tokenizer of one's own; the run says how long it
+    waited for data.
+    """
     corpora.write_parquet(tmp_path / "web" / "0.parquet", corpora.documents(200))
     config = tiny_run(texts)
     config["model"]["vocab_size"] = 400
-    mixture = {"web": {"source": str(tmp_path / "web"), "weight": 1.0}, "mine": {"source": str(texts), "weight": 2.0}}
-    config["data"] |= {"source": "", "mixture": mixture, "tokenizer": str(tokenizer), "document_masking": True}
+    mixture = {
+        "web": {"source": str(tmp_path / "web"), "weight": 1.0},
+        "mine": {"source": str(texts), "weight": 2.0},
+    }
+    config["data"] |= {
+        "source": "",
+        "mixture": mixture,
+        "tokenizer": str(tokenizer),
+        "document_masking": True,
+    }
     assert train(config, tmp_path / "run") is None
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     trained = [line for line in lines if "train_loss" in line]
     assert len(trained) == 8 and all(0 <= line["data_wait_fraction"] <= 1 for line in trained)
     assert trained[-1]["train_loss"] < trained[0]["train_loss"] < math.log(400) + 0.5

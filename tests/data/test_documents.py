@@ -27,7 +27,9 @@ def test_the_split_is_by_file_complete_and_fixed(texts):
     assert sorted(d.name for d in training + validation) == [d.name for d in found]
     share = sum(d.size for d in validation) / sum(d.size for d in found)
     assert 0.1 < share <= 0.25
-    assert [d.name for d in split(list(reversed(found)), 0.25)[1]] == [d.name for d in reversed(validation)]
+    assert [d.name for d in split(list(reversed(found)), 0.25)[1]] == [
+        d.name for d in reversed(validation)
+    ]
 
 
 def test_however_small_the_fraction_there_is_a_validation_document(texts):

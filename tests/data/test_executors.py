@@ -1,6 +1,7 @@
 """Tasks on Slurm and Ray: the same bytes, and what went wrong in one sentence.
 
-Slurm's commands are a stand-in that runs the tasks one after another; where there is a cluster, the real ones too.
+Slurm's commands are a stand-in that runs the tasks one after another; where there is a cluster, the
+real ones too.
 """
 
 import os
@@ -27,7 +28,8 @@ script=$(mktemp); cp "${@: -1}" $script
 last=$(sed -n 's/#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' $script)
 touch $QUEUE/waits
 (for i in $(seq 0 $last); do
-   test ! -e $QUEUE/waits || env -i HOME=$HOME PATH=$CLEAN_PATH SLURM_NODELIST=here SLURM_ARRAY_TASK_ID=$i bash $script
+   test ! -e $QUEUE/waits || env -i HOME=$HOME PATH=$CLEAN_PATH SLURM_NODELIST=here \\
+      SLURM_ARRAY_TASK_ID=$i bash $script
  done
  rm -f $QUEUE/waits) >$QUEUE/log 2>&1 &
 echo Submitted batch job 7""",
@@ -52,12 +54,19 @@ def slurm_stand_in(tmp_path, monkeypatch) -> dict:
 def real_slurm(tmp_path, monkeypatch) -> dict:
     if not shutil.which("sbatch"):
         pytest.skip("there is no Slurm")
-    return slurm(subprocess.check_output(["sinfo", "--noheader", "--format=%R"], text=True).split()[0], monkeypatch)
+    return slurm(
+        subprocess.check_output(["sinfo", "--noheader", "--format=%R"], text=True).split()[0],
+        monkeypatch,
+    )
 
 
 def slurm(partition, monkeypatch) -> dict:
     monkeypatch.setattr(executors, "SLURM_ASKED_SECONDS", 0.5)
-    return {"executor": "slurm", "workers": 1, "executor_options": {"partition": partition, "time": "1:00:00"}}
+    return {
+        "executor": "slurm",
+        "workers": 1,
+        "executor_options": {"partition": partition, "time": "1:00:00"},
+    }
 
 
 def ray(tmp_path, monkeypatch) -> dict:
@@ -88,7 +97,9 @@ def test_the_same_bytes(cluster, source, tmp_path):
 
 def test_a_tasks_error_is_told(cluster, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 1000 + '{"text": ')
-    with pytest.raises(InputError, match="a.jsonl is damaged: no JSON object with 'text' in the line at byte 14000"):
+    with pytest.raises(
+        InputError, match="a.jsonl is damaged: no JSON object with 'text' in the line at byte 14000"
+    ):
         prepare(str(tmp_path / "a.jsonl"), tmp_path / "out", "bytes", 0.01, **SMALL, **cluster)
 
 
@@ -96,7 +107,9 @@ def test_a_tasks_error_is_told(cluster, tmp_path):
 def test_cancelled_tasks_are_told_and_the_same_command_goes_on(cluster, source, tmp_path):
     work = tmp_path / "out.partial"
     threading.Thread(target=cancel, args=(work,), daemon=True).start()
-    with pytest.raises(InputError, match=r"ended without its result \(cancelled, .* the same command goes on"):
+    with pytest.raises(
+        InputError, match=r"ended without its result \(cancelled, .* the same command goes on"
+    ):
         prepare(source, tmp_path / "out", "bytes", 0.01, **SMALL, **cluster)
     assert list((work / PARTS).iterdir())
     prepare(source, tmp_path / "out", "bytes", 0.01, **SMALL, **cluster)
@@ -107,12 +120,16 @@ def cancel(work: pathlib.Path) -> None:
     """As a user does it, once there is a part."""
     while not list((work / PARTS).glob("*.npz")):
         time.sleep(0.01)
-    name = re.search(r"--job-name=(\S+)", (work / "datatrove" / "launch_script.slurm").read_text())[1]
+    name = re.search(r"--job-name=(\S+)", (work / "datatrove" / "launch_script.slurm").read_text())[
+        1
+    ]
     subprocess.run(["scancel", f"--name={name}"], check=True)
 
 
 @pytest.mark.parametrize("cluster", [slurm_stand_in], indirect=True)
-def test_what_a_killed_process_left_is_cancelled_and_a_job_runs_several_tasks(cluster, source, tmp_path, monkeypatch):
+def test_what_a_killed_process_left_is_cancelled_and_a_job_runs_several_tasks(
+    cluster, source, tmp_path, monkeypatch
+):
     monkeypatch.setattr(executors, "SLURM_ARRAY", 2)
     (tmp_path / "waits").touch()
     prepare(source, tmp_path / "out", "bytes", 0.01, **SMALL, **cluster)
@@ -129,11 +146,15 @@ def test_slurm_takes_no_path_with_spaces(cluster, source, tmp_path):
 @pytest.mark.parametrize("cluster", [slurm_stand_in], indirect=True)
 def test_a_job_that_sbatch_refuses_is_told(cluster, source, tmp_path):
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\nexit 1\n")
-    with pytest.raises(InputError, match="sbatch failed, for the reason above: see to --slurm_partition"):
+    with pytest.raises(
+        InputError, match="sbatch failed, for the reason above: see to --slurm_partition"
+    ):
         prepare(source, tmp_path / "out", "bytes", 0.01, **SMALL, **cluster)
 
 
-@pytest.mark.parametrize(("executor", "needs"), [("slurm", "needs Slurm's commands"), ("ray", "needs Ray: pip install")])
+@pytest.mark.parametrize(
+    ("executor", "needs"), [("slurm", "needs Slurm's commands"), ("ray", "needs Ray: pip install")]
+)
 def test_without_slurm_or_ray(executor, needs, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

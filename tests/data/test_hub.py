@@ -1,4 +1,6 @@
-"""A data set on the hub, read over HTTP by the hub's own clients, gives the bytes that its files give from a folder."""
+"""A data set on the hub, read over HTTP by the hub's own clients, gives the bytes that its files
+give from a folder.
+"""
 
 import itertools
 import json
@@ -26,16 +28,24 @@ def local(tmp_path_factory):
     """Files of a subset by their paths on the hub, and the shards that a folder of them gives."""
     folder = tmp_path_factory.mktemp("local")
     for i in range(3):
-        corpora.write_parquet(folder / "source" / f"{i:03d}_00000.parquet", corpora.documents(400, seed=i), rows_a_group=30)
+        corpora.write_parquet(
+            folder / "source" / f"{i:03d}_00000.parquet",
+            corpora.documents(400, seed=i),
+            rows_a_group=30,
+        )
     prepare(str(folder / "source"), folder / "out", "bytes", 0.01, shard_tokens=50_000)
-    return {f"sample/100BT/{p.name}": p.read_bytes() for p in sorted((folder / "source").iterdir())}, shards(folder / "out")
+    return {
+        f"sample/100BT/{p.name}": p.read_bytes() for p in sorted((folder / "source").iterdir())
+    }, shards(folder / "out")
 
 
 @pytest.fixture
 def hub(local):
     with serving() as hub:
         first, *others = local[0].items()
-        dumps = {f"data/CC-MAIN-2013-20/{first[0][-17:]}": first[1]} | {f"data/CC-MAIN-2024-10/{p[-17:]}": b for p, b in others}
+        dumps = {f"data/CC-MAIN-2013-20/{first[0][-17:]}": first[1]} | {
+            f"data/CC-MAIN-2024-10/{p[-17:]}": b for p, b in others
+        }
         hub.commit(local[0] | dumps | {"sample/10BT/000_00000.parquet": b"?"})
         yield hub
 
@@ -47,7 +57,11 @@ def shards(out) -> dict[str, bytes]:
 def start(hub, out, *flags, subset=SUBSET, source=NAME, **environment) -> subprocess.Popen:
     # of units 8 times as large, as over any network
     run = [*command(source, out), "--unit_bytes=4000", f"--subset={subset}", *flags]
-    home = {"HF_HOME": str(out.with_name("home")), "HF_ENDPOINT": hub.url, "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    home = {
+        "HF_HOME": str(out.with_name("home")),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    }
     kept = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
     options = process_options() | {"env": kept | {"JAX_PLATFORMS": "cpu"} | home | environment}
     return subprocess.Popen(run, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -66,14 +80,18 @@ def test_the_bytes_of_a_folder_each_asked_for_once(hub, local, tmp_path):
     assert json.loads((tmp_path / "1" / MANIFEST).read_text())["revision"] == [*hub.commits][-1]
     read = [r for r in hub.requests if r.kind == "cdn"]
     assert {r.path for r in read} == set(files)
-    # the footers, with what lies before them in so small a file, for the plan and again for the units
+    # the footers, with what lies before them in so small a file, for the plan and again for the
+    # units
     footers = [r for r in read if r.stop == len(files[r.path])]
     assert len(footers) <= 2 * 2 * len(files)
     for path, data in files.items():
         (tmp_path / "file").write_bytes(data)
         metadata = pq.read_metadata(tmp_path / "file")
         groups = [metadata.row_group(i).column(0) for i in range(metadata.num_row_groups)]
-        spans = [(g.dictionary_page_offset, g.dictionary_page_offset + g.total_compressed_size) for g in groups]
+        spans = [
+            (g.dictionary_page_offset, g.dictionary_page_offset + g.total_compressed_size)
+            for g in groups
+        ]
         texts = sorted((r.start, r.stop) for r in read if r.path == path and r not in footers)
         assert 1 < len(texts) < len(groups), "a request has several row groups"
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(texts)), "no byte twice"
@@ -83,11 +101,22 @@ def test_the_bytes_of_a_folder_each_asked_for_once(hub, local, tmp_path):
 
 def test_a_url_of_a_gated_data_set_with_a_token_and_several_workers(hub, local, tmp_path):
     hub.gated = True
-    end(start(hub, tmp_path / "2", "--workers=2", source=f"hf://datasets/{NAME}/", subset="sample/100BT", HF_TOKEN=TOKEN))
+    end(
+        start(
+            hub,
+            tmp_path / "2",
+            "--workers=2",
+            source=f"hf://datasets/{NAME}/",
+            subset="sample/100BT",
+            HF_TOKEN=TOKEN,
+        )
+    )
     assert shards(tmp_path / "2") == local[1]
     assert json.loads((tmp_path / "2" / MANIFEST).read_text())["revision"] == [*hub.commits][-1]
     assert all(r.authorized for r in hub.requests if r.kind == "resolve")
-    assert not any(r.authorized for r in hub.requests if r.kind == "cdn"), "the token is the hub's alone"
+    assert not any(r.authorized for r in hub.requests if r.kind == "cdn"), (
+        "the token is the hub's alone"
+    )
 
 
 @pytest.mark.slow
@@ -104,7 +133,9 @@ def test_what_passes_is_waited_for(hub, local, tmp_path):
     hub.fault = fault
     output = end(start(hub, tmp_path / "out", subset=""))
     assert not any(left.values())
-    assert "trying again in 1 s: data.source='HuggingFaceFW/fineweb-edu' is no local folder" in output
+    assert (
+        "trying again in 1 s: data.source='HuggingFaceFW/fineweb-edu' is no local folder" in output
+    )
     assert shards(tmp_path / "out") == local[1]
 
 
@@ -114,19 +145,32 @@ def test_what_does_not_pass_is_one_sentence(hub, tmp_path):
     runs = {
         "missing": (
             {"source": "a/b"},
-            "data.source='a/b' is no local folder, and hf://datasets/a/b is refused by the Hugging Face hub",
+            "data.source='a/b' is no local folder, and hf://datasets/a/b is refused by the Hugging "
+            "Face hub",
         ),
         "with a token": (
             {"source": "a/b", "HF_TOKEN": TOKEN},
             "a/b is not on the Hugging Face hub, or is private: check the name",
         ),
-        "subset": ({"subset": "sample-1BT"}, f"{NAME} has no subset 'sample-1BT'; it has default, sample-10BT, sample-100BT"),
-        "gated": ({}, "_00000.parquet is gated: ask for access on its page, and set HF_TOKEN to a token of yours"),
-        "offline": ({"HF_HUB_OFFLINE": "1"}, "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files"),
+        "subset": (
+            {"subset": "sample-1BT"},
+            f"{NAME} has no subset 'sample-1BT'; it has default, sample-10BT, sample-100BT",
+        ),
+        "gated": (
+            {},
+            "_00000.parquet is gated: ask for access on its page, and set HF_TOKEN to a token of "
+            "yours",
+        ),
+        "offline": (
+            {"HF_HUB_OFFLINE": "1"},
+            "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files",
+        ),
         "no network": ({"HF_ENDPOINT": "http://localhost:9"}, "cannot be read (ConnectError: "),
     }
     begun = time.monotonic()
-    processes = {name: start(hub, tmp_path / "out", **options) for name, (options, _) in runs.items()}
+    processes = {
+        name: start(hub, tmp_path / "out", **options) for name, (options, _) in runs.items()
+    }
     for name, (_, message) in runs.items():
         *others, last = end(processes[name], status=1).splitlines()
         assert last.startswith("error: ") and message in last, (name, last)
@@ -139,7 +183,11 @@ def test_killed_it_goes_on_with_the_revision_it_began_with(hub, local, tmp_path)
     reached, released = threading.Event(), threading.Event()
 
     def fault(request):
-        if request.kind == "cdn" and request.path.endswith("001_00000.parquet") and request.start < 100:
+        if (
+            request.kind == "cdn"
+            and request.path.endswith("001_00000.parquet")
+            and request.start < 100
+        ):
             reached.set()
             released.wait(60)
 
@@ -156,10 +204,17 @@ def test_killed_it_goes_on_with_the_revision_it_began_with(hub, local, tmp_path)
     assert [*work.glob("parts/*.npz"), *work.glob("*.bin")]
     shutil.copytree(work, tmp_path / "gone.partial")
     [began] = hub.commits
-    now = hub.commit({path: data[:4] + data for path, data in local[0].items()} | {"sample/100BT/zzz.parquet": b"?"})
+    now = hub.commit(
+        {path: data[:4] + data for path, data in local[0].items()}
+        | {"sample/100BT/zzz.parquet": b"?"}
+    )
     assert f"going on in {work} with revision {began}" in end(start(hub, tmp_path / "out"))
     assert shards(tmp_path / "out") == local[1]
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["revision"] == began != now
     del hub.commits[began]
     *_, last = end(start(hub, tmp_path / "gone", "--workers=1"), status=1).splitlines()
-    assert began in last and "is not on the hub at that revision (any more): check it, and delete what a preparation" in last
+    assert (
+        began in last
+        and "is not on the hub at that revision (any more): check it, and delete what a preparation"
+        in last
+    )

@@ -1,4 +1,6 @@
-"""Preparing: every byte of every document is in the shards, the manifest is true, and other data is refused."""
+"""Preparing: every byte of every document is in the shards, the manifest is true, and other data is
+refused.
+"""
 
 import hashlib
 import json
@@ -38,7 +40,9 @@ def test_shards_hold_every_document_behind_a_document_start(texts, tmp_path):
         assert manifest[name]["documents"] == len(want)
         assert manifest[name]["bytes"] == sum(d.size for d in want)
         assert manifest[name]["tokens"] == len(tokens)
-        assert [s["tokens"] for s in manifest[name]["shards"]] == [len(open_shard(p)) for p in shards]
+        assert [s["tokens"] for s in manifest[name]["shards"]] == [
+            len(open_shard(p)) for p in shards
+        ]
         assert all(s["tokens"] == 5000 for s in manifest[name]["shards"][:-1])
     assert len(find_shards(out, "train")) > 2
     assert json.loads((out / MANIFEST).read_text()) == manifest
@@ -60,7 +64,9 @@ def test_data_of_another_tokenizer_or_vocabulary_is_refused(texts, tmp_path):
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory):
-    """Two Parquet files and their documents, among them empty ones and one of a third of all tokens."""
+    """Two Parquet files and their documents, among them empty ones and one of a third of all
+    tokens.
+    """
     folder = tmp_path_factory.mktemp("parquet")
     found = [*corpora.documents(150), "huge " * 8000, *corpora.documents(150, seed=1)]
     corpora.write_parquet(folder / "000_00000.parquet", corpora.with_empty_ones(found[:170]))
@@ -76,18 +82,25 @@ def test_records_fill_shards_in_order_the_first_for_validation(parquet, tmp_path
     manifest = prepare(str(folder), tmp_path / "out", "bytes", 0.01, **SMALL)
     assert corpora.all_tokens(tmp_path / "out") == corpora.byte_tokens(found)
     names = [s["file"] for part in ("val", "train") for s in manifest[part]["shards"]]
-    assert names == ["val_000000.bin", *(f"train_{i:06d}.bin" for i in range(1, len(names)))] and len(names) > 5
+    assert (
+        names == ["val_000000.bin", *(f"train_{i:06d}.bin" for i in range(1, len(names)))]
+        and len(names) > 5
+    )
     counts = [s["tokens"] for part in ("val", "train") for s in manifest[part]["shards"]]
     assert set(counts[:-1]) == {10_000} and 0 < counts[-1] <= 10_000
     of = lambda key: manifest["val"][key] + manifest["train"][key]
     assert (of("documents"), of("bytes")) == (len(found), sum(len(t.encode()) for t in found))
     starts = corpora.all_tokens(tmp_path / "out")[:10_000].count(256)
     assert manifest["val"]["documents"] == starts
-    # the document that the shard's end cuts counts by its share of tokens, here all but one of them bytes
+    # the document that the shard's end cuts counts by its share of tokens, here all but one of them
+    # bytes
     assert abs(manifest["val"]["bytes"] - (10_000 - starts)) <= 1
     for part in ("val", "train"):
         for shard in manifest[part]["shards"]:
-            assert hashlib.sha256((tmp_path / "out" / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
+            assert (
+                hashlib.sha256((tmp_path / "out" / shard["file"]).read_bytes()).hexdigest()
+                == shard["sha256"]
+            )
 
 
 def test_what_fits_in_one_shard_is_cut_between_documents(parquet, tmp_path):
@@ -102,7 +115,9 @@ def test_what_fits_in_one_shard_is_cut_between_documents(parquet, tmp_path):
 
 def test_the_bytes_do_not_depend_on_workers_or_units(parquet, tmp_path):
     folder, _ = parquet
-    shards = lambda out: {name: data for name, data in corpora.content(out).items() if name != MANIFEST}
+    shards = lambda out: {
+        name: data for name, data in corpora.content(out).items() if name != MANIFEST
+    }
     prepare(str(folder), tmp_path / "1", "bytes", 0.01, **SMALL)
     prepare(str(folder), tmp_path / "3", "bytes", 0.01, workers=3, **SMALL)
     assert corpora.content(tmp_path / "1") == corpora.content(tmp_path / "3")
@@ -177,7 +192,9 @@ def test_interrupted_between_any_two_steps_it_goes_on(parquet, tmp_path, monkeyp
     assert corpora.content(tmp_path / "out") == corpora.content(tmp_path / "whole")
 
 
-def test_an_interrupted_preparation_goes_on_only_with_the_same_source_and_settings(parquet, tmp_path):
+def test_an_interrupted_preparation_goes_on_only_with_the_same_source_and_settings(
+    parquet, tmp_path
+):
     _, found = parquet
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
@@ -186,10 +203,14 @@ def test_an_interrupted_preparation_goes_on_only_with_the_same_source_and_settin
         f.write('{"text": 3')
     with pytest.raises(InputError, match=r"a\.jsonl is damaged"):
         prepare(str(source), out, "bytes", 0.01, **SMALL)
-    with pytest.raises(InputError, match="another kind .shard_tokens was 10000, now 9000.: delete it first"):
+    with pytest.raises(
+        InputError, match="another kind .shard_tokens was 10000, now 9000.: delete it first"
+    ):
         prepare(str(source), out, "bytes", 0.01, **SMALL | {"shard_tokens": 9000})
     corpora.write_jsonl(source / "a.jsonl", found)
-    with pytest.raises(InputError, match="changed since .*out.partial was begun: delete it to start again"):
+    with pytest.raises(
+        InputError, match="changed since .*out.partial was begun: delete it to start again"
+    ):
         prepare(str(source), out, "bytes", 0.01, **SMALL)
 
 
@@ -205,13 +226,19 @@ def test_two_preparations_of_one_folder_do_not_meet(parquet, tmp_path):
     folder, _ = parquet
     work = tmp_path / "out.partial"
     work.mkdir()
-    with prepare_module._lock(work), pytest.raises(InputError, match="another process is preparing"):
+    with (
+        prepare_module._lock(work),
+        pytest.raises(InputError, match="another process is preparing"),
+    ):
         prepare(str(folder), tmp_path / "out", "bytes", 0.01, **SMALL)
 
 
 def test_what_is_wrong_is_named_with_workers_too(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 10_000 + '{"text": ')
-    with pytest.raises(InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte 140000"):
+    with pytest.raises(
+        InputError,
+        match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte 140000",
+    ):
         prepare(str(tmp_path / "a.jsonl"), tmp_path / "out", "bytes", 0.01, workers=2, **SMALL)
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(InputError, match="holds too little text to validate and to train on"):
@@ -227,7 +254,15 @@ def test_what_is_wrong_is_named_with_workers_too(tmp_path):
 
 def command(source, out, *flags) -> list[str]:
     small = ["--tokenizer=bytes", "--shard_tokens=50000", "--unit_bytes=20000", "--workers=2"]
-    return [sys.executable, "-m", "t6jax.data.prepare", f"--source={source}", f"--out={out}", *small, *flags]
+    return [
+        sys.executable,
+        "-m",
+        "t6jax.data.prepare",
+        f"--source={source}",
+        f"--out={out}",
+        *small,
+        *flags,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +270,19 @@ def larger(tmp_path_factory):
     """Parquet files of some megabytes, and what an unbroken preparation makes of them."""
     folder = tmp_path_factory.mktemp("larger")
     for i in range(3):
-        corpora.write_parquet(folder / "source" / f"{i:03d}_00000.parquet", corpora.documents(1500, seed=i), rows_a_group=30)
-    prepare(str(folder / "source"), folder / "whole", "bytes", 0.01, shard_tokens=50_000, unit_bytes=20_000)
+        corpora.write_parquet(
+            folder / "source" / f"{i:03d}_00000.parquet",
+            corpora.documents(1500, seed=i),
+            rows_a_group=30,
+        )
+    prepare(
+        str(folder / "source"),
+        folder / "whole",
+        "bytes",
+        0.01,
+        shard_tokens=50_000,
+        unit_bytes=20_000,
+    )
     return folder / "source", corpora.content(folder / "whole")
 
 
@@ -249,7 +295,9 @@ def test_killed_at_random_points_it_makes_the_bytes_of_an_unbroken_run(larger, t
     shards = lambda: len([*tmp_path.glob("out.partial/*.bin")])
     kills = 0
     for share in sorted(draw.uniform(0, 0.9) for _ in range(5)):
-        process = subprocess.Popen(command(source, out), **process_options(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(source, out), **process_options(), stdout=subprocess.DEVNULL
+        )
         while process.poll() is None and shards() < share * (len(whole) / 2):
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.05))
@@ -257,7 +305,9 @@ def test_killed_at_random_points_it_makes_the_bytes_of_an_unbroken_run(larger, t
         process.kill()
         process.wait()
     assert kills == 5, "it was done before it was killed"
-    done = subprocess.run(command(source, out), **process_options(), capture_output=True, check=False)
+    done = subprocess.run(
+        command(source, out), **process_options(), capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "going on in" in done.stdout
     assert re.search(r"[\d.]+ M tokens  [\d.]+ M tokens/s  100.0% of the text", done.stdout)
@@ -267,14 +317,18 @@ def test_killed_at_random_points_it_makes_the_bytes_of_an_unbroken_run(larger, t
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_no_process_is_left(larger, tmp_path):
     source, whole = larger
-    process = subprocess.Popen(command(source, tmp_path / "out"), **process_options(), stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(source, tmp_path / "out"), **process_options(), stderr=subprocess.PIPE
+    )
     while len([*tmp_path.glob("out.partial/*.bin")]) < 3:
         time.sleep(0.005)
     os.kill(descendants(process.pid)[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in error
     assert "a worker process was killed (was memory short?): the same command goes on" in error
-    process = subprocess.Popen(command(source, tmp_path / "out"), **process_options(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(source, tmp_path / "out"), **process_options(), stdout=subprocess.DEVNULL
+    )
     before = len([*tmp_path.glob("out.partial/*.bin")])
     while len([*tmp_path.glob("out.partial/*.bin")]) == before:
         time.sleep(0.005)
@@ -286,12 +340,16 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(larger, tmp_pat
     while alive := [pid for pid in workers if is_alive(pid)]:
         assert time.monotonic() < deadline, f"{alive} are left"
         time.sleep(0.1)
-    subprocess.run(command(source, tmp_path / "out"), **process_options(), capture_output=True, check=True)
+    subprocess.run(
+        command(source, tmp_path / "out"), **process_options(), capture_output=True, check=True
+    )
     assert corpora.content(tmp_path / "out") == whole
 
 
 def descendants(pid: int) -> list[int]:
-    children = [int(c) for c in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [
+        int(c) for c in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
     for thread in pathlib.Path(f"/proc/{pid}/task").iterdir():
         children += [int(c) for c in (thread / "children").read_text().split()]
     children = sorted(set(children))
@@ -311,7 +369,10 @@ def test_mistakes_on_the_command_line_end_in_one_sentence(tmp_path):
             ["--source=nowhere", f"--out={tmp_path}/out", "--tokenizer=bytes"],
             "error: data.source='nowhere': there is no such file",
         ),
-        (["--source=t6jax", f"--out={tmp_path}/out", "--executor=slurm"], "error: --executor=slurm needs --slurm_partition"),
+        (
+            ["--source=t6jax", f"--out={tmp_path}/out", "--executor=slurm"],
+            "error: --executor=slurm needs --slurm_partition",
+        ),
         (["--source=t6jax"], "the following arguments are required: --out"),
     ):
         run = [sys.executable, "-m", "t6jax.data.prepare", *flags]

@@ -57,7 +57,11 @@ def test_a_damaged_shard_is_named(tmp_path, change, message):
 
 def test_windows_cover_each_shard_and_span_none(tmp_path):
     paths = [tmp_path / f"train_{i}.bin" for i in range(4)]
-    for path, tokens in zip(paths, (np.arange(11), np.arange(100, 103), np.array([], int), np.arange(200, 210)), strict=True):
+    for path, tokens in zip(
+        paths,
+        (np.arange(11), np.arange(100, 103), np.array([], int), np.arange(200, 210)),
+        strict=True,
+    ):
         write_shard(path, tokens)
     windows = Windows(paths, 3, 1000)
     # (11 - 1) // 3 windows, then none in a shard of 3 tokens or of none, then (10 - 1) // 3
@@ -78,13 +82,18 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_place(tmp_path):
     write_shard(path, np.array([1, 2, 3, 4, 5, 99, 6]))
     windows = Windows([path], 3, 50)
     assert windows[0].tolist() == [1, 2, 3, 4]
-    with pytest.raises(InputError, match=r"train.bin holds token 99 at 5, outside model.vocab_size=50"):
+    with pytest.raises(
+        InputError, match=r"train.bin holds token 99 at 5, outside model.vocab_size=50"
+    ):
         windows[1]
 
 
 def test_too_few_tokens_and_missing_shards_are_named(tmp_path):
     write_shard(tmp_path / "train.bin", np.arange(4))
-    with pytest.raises(InputError, match="too few tokens in train.bin and the like for one window of context_length"):
+    with pytest.raises(
+        InputError,
+        match="too few tokens in train.bin and the like for one window of context_length",
+    ):
         Windows([tmp_path / "train.bin"], 4, 50)
     with pytest.raises(InputError, match="holds no val shard"):
         find_shards(tmp_path, "val")

@@ -1,4 +1,6 @@
-"""Sources: every document with text is read once, in order, whatever the format; damage and absence are named."""
+"""Sources: every document with text is read once, in order, whatever the format; damage and absence
+are named.
+"""
 
 import pytest
 
@@ -11,7 +13,9 @@ HUGE = "tensor product attention 日本語 " * 10_000
 
 
 def plan_of(source, subset="", unit_bytes=3000):
-    return make_plan(str(source), subset, validation_fraction=0.1, validation_bytes=10**8, unit_bytes=unit_bytes)
+    return make_plan(
+        str(source), subset, validation_fraction=0.1, validation_bytes=10**8, unit_bytes=unit_bytes
+    )
 
 
 def read(plan: Plan) -> list[str]:
@@ -48,7 +52,9 @@ def test_jsonl(tmp_path, corpus, suffix):
 
 
 def test_lines_of_jsonl_belong_to_the_stretch_they_begin_in(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n\n{"text": "b"}\r\n{"text": "\\ud83d\\ude42 \\ud83d"}')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "a"}\n\n{"text": "b"}\r\n{"text": "\\ud83d\\ude42 \\ud83d"}'
+    )
     for unit_bytes in (1, 2, 3, 11, 14, 15, 16, 31):
         assert read(plan_of(tmp_path, unit_bytes=unit_bytes)) == ["a", "b", "🙂 �"]
 
@@ -69,7 +75,15 @@ def test_the_files_that_a_card_names():
     for configuration, patterns in (
         ({"data_files": "a/*"}, ["a/*"]),
         ({"data_files": ["a/*", "b.parquet"]}, ["a/*", "b.parquet"]),
-        ({"data_files": [{"split": "test", "path": "t/*"}, {"split": "train", "path": ["a/*", "b/*"]}]}, ["a/*", "b/*"]),
+        (
+            {
+                "data_files": [
+                    {"split": "test", "path": "t/*"},
+                    {"split": "train", "path": ["a/*", "b/*"]},
+                ]
+            },
+            ["a/*", "b/*"],
+        ),
         ({"data_files": [{"split": "test", "path": "t/*"}]}, ["t/*"]),
         ({"data_dir": "a/"}, ["a/**"]),
         ({"data_dir": "a", "data_files": "*.parquet"}, ["a/*.parquet"]),
@@ -87,9 +101,12 @@ def test_a_network_is_waited_for_as_long_as_it_asks(monkeypatch):
         raise error
 
     with pytest.raises(InputError, match="no answer"):
-        remote.tried(call)
+        remote.with_retries(call)
     assert waits == [9, 9, 16, 64]
-    assert [remote._asked_to_wait(h) for h in ({}, {"Retry-After": "3"}, {"RateLimit": '"api";r=0;t=55'})] == [0, 4, 56]
+    assert [
+        remote._asked_to_wait(h)
+        for h in ({}, {"Retry-After": "3"}, {"RateLimit": '"api";r=0;t=55'})
+    ] == [0, 4, 56]
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path, corpus):
@@ -97,7 +114,9 @@ def test_a_truncated_parquet_file_is_named(tmp_path, corpus):
     write_parquet(path, corpus)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"a\.parquet cannot be read to its end .*download it again"):
+    with pytest.raises(
+        InputError, match=r"a\.parquet cannot be read to its end .*download it again"
+    ):
         plan_of(tmp_path)
     # damage that only shows when the rows are read
     path.write_bytes(whole[:200] + bytes(2000) + whole[2200:])
@@ -110,7 +129,9 @@ def test_truncated_and_damaged_jsonl_is_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", documents(20))
     whole = (tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl").write_bytes(whole[:-5])
-    with pytest.raises(InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte \d+"):
+    with pytest.raises(
+        InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte \d+"
+    ):
         read(plan_of(tmp_path))
     (tmp_path / "a.jsonl").write_text('{"content": "x"}\n')
     with pytest.raises(InputError, match="no JSON object with 'text' in the line at byte 0"):

@@ -1,4 +1,6 @@
-"""Tokenizers: GPT-2's tokens are tiktoken's own, bytes come back, files are kept and named when they are wrong."""
+"""Tokenizers: GPT-2's tokens are tiktoken's own, bytes come back, files are kept and named when
+they are wrong.
+"""
 
 import base64
 import pathlib
@@ -10,14 +12,23 @@ import tiktoken
 
 from t6jax import InputError
 from t6jax.data.documents import documents
-from t6jax.data.tokenizers import ByteTokenizer, JsonTokenizer, TiktokenTokenizer, get_tokenizer, kept_tokenizer
+from t6jax.data.tokenizers import (
+    ByteTokenizer,
+    JsonTokenizer,
+    TiktokenTokenizer,
+    get_tokenizer,
+    kept_tokenizer,
+)
 from t6jax.data.train_tokenizer import train_tokenizer
 from tests.conftest import ROOT
 
 RANKS = ROOT.parent / "shared" / "gpt2.tiktoken"
 # as OpenAI published it with GPT-2
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-HARD = "naïve 日本語 🙂 don't I'LL  two\n\n\n three \t\u00a0\u3000x\r\n<|endoftext|> 1234567 ²½ ___ \0\ufeff e\u0301"
+HARD = (
+    "naïve 日本語 🙂 don't I'LL  two\n\n\n three \t\u00a0\u3000x\r\n<|endoftext|> 1234567 ²½ "
+    "___ \0\ufeff e\u0301"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +40,13 @@ def gpt2():
 
 @pytest.fixture(scope="module")
 def reference(gpt2):
-    ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in RANKS.read_bytes().splitlines())}
-    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+    ranks = {
+        base64.b64decode(t): int(r)
+        for t, r in (line.split() for line in RANKS.read_bytes().splitlines())
+    }
+    return tiktoken.Encoding(
+        "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+    )
 
 
 def test_gpt2_gives_tiktokens_tokens_on_megabytes_of_real_text(gpt2, reference):
@@ -38,7 +54,9 @@ def test_gpt2_gives_tiktokens_tokens_on_megabytes_of_real_text(gpt2, reference):
     size = 0
     for document in random.Random(0).sample(found, len(found)):
         text = document.read()
-        assert np.array_equal(gpt2.encode(text), reference.encode_ordinary(text.decode("utf-8", "replace"))), document.name
+        assert np.array_equal(
+            gpt2.encode(text), reference.encode_ordinary(text.decode("utf-8", "replace"))
+        ), document.name
         size += len(text)
         if size > 3e6:
             break
@@ -48,7 +66,13 @@ def test_gpt2_gives_tiktokens_tokens_on_megabytes_of_real_text(gpt2, reference):
 def test_gpt2_gives_tiktokens_tokens_on_hard_text(gpt2, reference):
     draw = random.Random(0)
     letters = [*HARD, "'s", "'re", "\n \n", "  ", "\u2028", "\U0001d518", "ไทย", "ב"]
-    for text in [HARD, "", " ", "\n", *("".join(draw.choices(letters, k=draw.randint(1, 60))) for _ in range(2000))]:
+    for text in [
+        HARD,
+        "",
+        " ",
+        "\n",
+        *("".join(draw.choices(letters, k=draw.randint(1, 60))) for _ in range(2000)),
+    ]:
         ids = gpt2.encode(text.encode())
         assert ids.tolist() == reference.encode_ordinary(text), repr(text)
         assert gpt2.decode(ids) == text.encode()
@@ -88,7 +112,9 @@ def test_a_trained_tokenizer_shortens_text_and_gives_its_bytes_back(trained, tmp
     for text in (source, HARD.encode()):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert b"".join(tokenizer.decode([i]) for i in ids) == text, "token by token, inside characters too"
+        assert b"".join(tokenizer.decode([i]) for i in ids) == text, (
+            "token by token, inside characters too"
+        )
     assert len(tokenizer.encode(source)) < 0.6 * len(source)
     assert tokenizer.decode([tokenizer.document_start, *tokenizer.encode(b"a")]) == b"a"
     tokenizer.save(tmp_path)
@@ -104,7 +130,11 @@ def test_a_rank_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.tiktoken"
     path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(ranks)))
     tokenizer = get_tokenizer(str(path))
-    assert isinstance(tokenizer, TiktokenTokenizer) and tokenizer.name == "mine" and tokenizer.vocab_size == 259
+    assert (
+        isinstance(tokenizer, TiktokenTokenizer)
+        and tokenizer.name == "mine"
+        and tokenizer.vocab_size == 259
+    )
     assert tokenizer.encode(b"the x").tolist() == [257, 32, 120]
 
 
@@ -114,7 +144,8 @@ def test_a_rank_file_of_ones_own(tmp_path):
         (
             "words",
             None,
-            "data.tokenizer must be one of bytes, gpt2, or the path of a .tiktoken file or a tokenizer.json; got 'words'",
+            "data.tokenizer must be one of bytes, gpt2, or the path of a .tiktoken file or a "
+            "tokenizer.json; got 'words'",
         ),
         ("no.tiktoken", None, "no.tiktoken': there is no such file"),
         ("a.tiktoken", b"???? 1\n", "a.tiktoken is no .tiktoken file"),
@@ -135,7 +166,10 @@ def test_gpt2_without_a_network_is_named(monkeypatch, tmp_path):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("tiktoken_ext.openai_public.data_gym_to_mergeable_bpe_ranks", fail)
-    with pytest.raises(InputError, match=r"tiktoken could not fetch GPT-2's ranks: connect once, .* or give the path"):
+    with pytest.raises(
+        InputError,
+        match=r"tiktoken could not fetch GPT-2's ranks: connect once, .* or give the path",
+    ):
         get_tokenizer("gpt2")
 
 

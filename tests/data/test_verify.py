@@ -1,4 +1,6 @@
-"""Whatever is wrong with prepared data is named in one sentence, by verify or before training starts."""
+"""Whatever is wrong with prepared data is named in one sentence, by verify or before training
+starts.
+"""
 
 import json
 import subprocess
@@ -58,7 +60,10 @@ def test_any_flipped_bit_is_found(folder):
             "train_000001.bin is no token shard",
         ),
         (lambda f: (f / "train_000002.bin").unlink(), "train_000002.bin is missing"),
-        (lambda f: write_shard(f / "train_000099.bin", np.arange(9)), "train_000099.bin is not in the manifest"),
+        (
+            lambda f: write_shard(f / "train_000099.bin", np.arange(9)),
+            "train_000099.bin is not in the manifest",
+        ),
         (
             lambda f: write_shard(f / "train_000001.bin", np.arange(9)),
             "train_000001.bin holds 9 tokens, but 5000 by",
@@ -78,7 +83,9 @@ def test_a_manifest_of_another_tokenizer_is_refused(folder, tmp_path):
         check_data(folder, "gpt2", 50304)
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"tokenizer_hash": "0" * 64}))
-    with pytest.raises(InputError, match="was tokenized by 'bytes' .000000000000., but data.tokenizer is 'bytes' ."):
+    with pytest.raises(
+        InputError, match="was tokenized by 'bytes' .000000000000., but data.tokenizer is 'bytes' ."
+    ):
         check_data(folder, "bytes", 257)
 
 
@@ -91,7 +98,10 @@ def test_downloads_without_a_manifest_are_checked_by_their_headers(folder):
 
 
 def test_there_must_be_something_to_verify(tmp_path):
-    for folder, message in ((tmp_path, "holds no shard"), (tmp_path / "nowhere", "there is no such folder")):
+    for folder, message in (
+        (tmp_path, "holds no shard"),
+        (tmp_path / "nowhere", "there is no such folder"),
+    ):
         with pytest.raises(InputError, match=message):
             next(verify(folder))
 
@@ -99,7 +109,10 @@ def test_there_must_be_something_to_verify(tmp_path):
 @pytest.mark.slow
 def test_the_command(folder):
     run = lambda: subprocess.run(
-        [sys.executable, "-m", "t6jax.data.verify", str(folder)], **process_options(), capture_output=True, check=False
+        [sys.executable, "-m", "t6jax.data.verify", str(folder)],
+        **process_options(),
+        capture_output=True,
+        check=False,
     )
     done = run()
     assert done.returncode == 0 and "shards: every byte is as prepared" in done.stdout
@@ -107,5 +120,6 @@ def test_the_command(folder):
     done = run()
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        f"error: {folder}/train_000001.bin is damaged: its bytes do not have the manifest's SHA-256; prepare or download it again"
+        f"error: {folder}/train_000001.bin is damaged: its bytes do not have the manifest's "
+        "SHA-256; prepare or download it again"
     )

@@ -1,4 +1,6 @@
-"""What the tests of the harness share: tasks on disk, and a cache of data sets that is gone with the tests."""
+"""What the tests of the harness share: tasks on disk, and a cache of data sets that is gone with
+the tests.
+"""
 
 import pytest
 
@@ -15,5 +17,7 @@ def own_cache(tmp_path_factory):
     import datasets
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        patch.setattr(
+            datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets"))
+        )
         yield

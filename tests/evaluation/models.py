@@ -18,17 +18,32 @@ ATTENTION = {
     "tpa": {"name": "tpa", "num_heads": 3, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
     "mha": {"name": "mha", "num_heads": 2, "head_dim": 8},
     "mla": {"name": "mla", "num_heads": 2, "head_dim": 8, "kv_rank": 6, "q_rank": 8, "rope_dim": 4},
-    "tpa_nonctx_b": {"name": "tpa_nonctx_b", "num_heads": 3, "head_dim": 8, "rank_q": 2, "rank_k": 2, "rank_v": 2},
+    "tpa_nonctx_b": {
+        "name": "tpa_nonctx_b",
+        "num_heads": 3,
+        "head_dim": 8,
+        "rank_q": 2,
+        "rank_k": 2,
+        "rank_v": 2,
+    },
 }
 
 
 def config(mechanism: str = "tpa", **settings) -> ModelConfig:
-    base = {"vocab_size": 61, "num_layers": 2, "d_model": 16, "context_length": 32, "dtype": "float32"}
+    base = {
+        "vocab_size": 61,
+        "num_layers": 2,
+        "d_model": 16,
+        "context_length": 32,
+        "dtype": "float32",
+    }
     return ModelConfig.from_dict(base | {"attention": ATTENTION[mechanism]} | settings)
 
 
 def random_model(model_config: ModelConfig, seed: int = 0) -> T6:
-    """Parameters of a size that gives logits of order 1, so that the next token depends on all that precede it."""
+    """Parameters of a size that gives logits of order 1, so that the next token depends on all that
+    precede it.
+    """
     graph, state = nnx.split(abstract(model_config))
     random = np.random.default_rng(seed)
     draw = lambda x: jnp.asarray(0.3 * random.standard_normal(x.shape), x.dtype)

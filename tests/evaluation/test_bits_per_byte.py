@@ -29,4 +29,6 @@ def test_nats_are_those_of_the_windows_alone():
     windows = list(sliding_windows(tokens, 0, 32, 8))
     alone = Alone(model)
     expected = -sum(alone(window)[0] for window in windows)
-    assert abs(total_nats(Scorer(model, batch_tokens=256), windows, 150) - expected) < 1e-4 * len(windows)
+    assert abs(total_nats(Scorer(model, batch_tokens=256), windows, 150) - expected) < 1e-4 * len(
+        windows
+    )

@@ -1,4 +1,6 @@
-"""The model of lm-evaluation-harness answers its requests as a forward pass over each alone does."""
+"""The model of lm-evaluation-harness answers its requests as a forward pass over each alone
+does.
+"""
 
 import json
 
@@ -38,7 +40,9 @@ def alone(model):
 
 
 def instances(kind, *arguments):
-    return [Instance(request_type=kind, doc={}, arguments=a, idx=i) for i, a in enumerate(arguments)]
+    return [
+        Instance(request_type=kind, doc={}, arguments=a, idx=i) for i, a in enumerate(arguments)
+    ]
 
 
 def check(answers, requests, alone):
@@ -71,7 +75,9 @@ def test_a_token_across_the_border_counts_to_the_context(tmp_path):
     from tokenizers import Tokenizer, models
 
     vocabulary = {token: i for i, token in enumerate(["a", "b", "c", "x", "ab", "<|endoftext|>"])}
-    Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")])).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")])).save(
+        str(tmp_path / "tokenizer.json")
+    )
     tokenizer = JsonTokenizer(tmp_path / "tokenizer.json", "merging")
     model = random_model(config(vocab_size=6))
     lm = T6LM.of(model, tokenizer, batch_tokens=64)
@@ -83,9 +89,13 @@ def test_a_token_across_the_border_counts_to_the_context(tmp_path):
 
 def test_rolling_loglikelihood_predicts_every_token_once(lm, alone):
     texts = ["", "short", "one window exactly".ljust(64, "."), "several windows " * 11]
-    totals = lm.loglikelihood_rolling(instances("loglikelihood_rolling", *[(text,) for text in texts]), disable_tqdm=True)
+    totals = lm.loglikelihood_rolling(
+        instances("loglikelihood_rolling", *[(text,) for text in texts]), disable_tqdm=True
+    )
     for text, total in zip(texts, totals, strict=True):
-        windows = get_rolling_token_windows(list(text.encode()), START, max_seq_len=64, context_len=1)
+        windows = get_rolling_token_windows(
+            list(text.encode()), START, max_seq_len=64, context_len=1
+        )
         expected = [alone(Request(*make_disjoint_window(window)))[0] for window in windows]
         assert abs(total - sum(expected)) < TOLERANCE * max(1, len(expected))
 
@@ -102,7 +112,9 @@ def greedy(model, prompt, new_tokens):
 def check_generations(lm, model):
     contexts = ["a", "another context", "c" * 70, "d d", "the fifth"]
     plain = {"until": [], "max_gen_toks": 10, "do_sample": False}
-    texts = lm.generate_until(instances("generate_until", *[(c, plain) for c in contexts]), disable_tqdm=True)
+    texts = lm.generate_until(
+        instances("generate_until", *[(c, plain) for c in contexts]), disable_tqdm=True
+    )
     expected = []
     for context in contexts:
         made = greedy(model, context.encode()[-54:], 10)
@@ -116,23 +128,37 @@ def test_generation_stops_at_each_ones_own_stop_sequence(lm, model):
     contexts, texts = check_generations(lm, model)
     stop = next(character for text in texts for character in text[2:-1])  # one that comes inside
     stopped = {"until": [stop, "never there"], "max_gen_toks": 10}
-    cut = lm.generate_until(instances("generate_until", *[(c, stopped) for c in contexts]), disable_tqdm=True)
+    cut = lm.generate_until(
+        instances("generate_until", *[(c, stopped) for c in contexts]), disable_tqdm=True
+    )
     assert cut == [text.split(stop)[0] for text in texts] != texts
 
 
 def test_sampling_draws_and_unknown_settings_are_named(lm):
-    request = lambda **kwargs: instances("generate_until", ("a", {"until": [], "max_gen_toks": 30} | kwargs))
+    request = lambda **kwargs: instances(
+        "generate_until", ("a", {"until": [], "max_gen_toks": 30} | kwargs)
+    )
     greedy_text = lm.generate_until(request(), disable_tqdm=True)
-    assert lm.generate_until(request(do_sample=True, top_k=50, top_p=0.95), disable_tqdm=True) != greedy_text
-    with pytest.raises(InputError, match="generation_kwargs has 'num_beams'; t6jax takes until, max_gen_toks"):
+    assert (
+        lm.generate_until(request(do_sample=True, top_k=50, top_p=0.95), disable_tqdm=True)
+        != greedy_text
+    )
+    with pytest.raises(
+        InputError, match="generation_kwargs has 'num_beams'; t6jax takes until, max_gen_toks"
+    ):
         lm.generate_until(request(num_beams=2))
-    with pytest.raises(InputError, match="max_gen_toks=64 leaves no room for a context in the model's window of 64 tokens"):
+    with pytest.raises(
+        InputError,
+        match="max_gen_toks=64 leaves no room for a context in the model's window of 64 tokens",
+    ):
         lm.generate_until(request(max_gen_toks=64))
 
 
 def evaluate(lm, folder, **options):
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    return simple_evaluate(model=lm, tasks=list(NAMES), task_manager=manager, bootstrap_iters=10, **options)
+    return simple_evaluate(
+        model=lm, tasks=list(NAMES), task_manager=manager, bootstrap_iters=10, **options
+    )
 
 
 def test_tasks_of_each_kind_with_examples(lm, alone, task_folder):
@@ -144,14 +170,24 @@ def test_tasks_of_each_kind_with_examples(lm, alone, task_folder):
         assert sample["arguments"][0][0].count("Question:") == 2  # an example before it
         check([answer for (answer,) in sample["resps"]], requests, alone)
         # normalised by the answer's length, without the space before it
-        best = max(range(len(requests)), key=lambda i: alone(requests[i])[0] / (len(requests[i].continuation) - 1))
+        best = max(
+            range(len(requests)),
+            key=lambda i: alone(requests[i])[0] / (len(requests[i].continuation) - 1),
+        )
         right.append(best == sample["doc"]["label"])
     assert results["results"]["local_choice"]["acc_norm,none"] == np.mean(right)
     for sample in samples["local_last_word"]:
         ((context, continuation),) = sample["arguments"]
-        check(sample["resps"][0], [Request(list(context.encode()), list(continuation.encode()))], alone)
+        check(
+            sample["resps"][0],
+            [Request(list(context.encode()), list(continuation.encode()))],
+            alone,
+        )
     assert results["results"]["local_text"]["bits_per_byte,none"] > 1
-    assert all(len(sample["resps"][0][0]) <= 12 and "e" not in sample["resps"][0][0] for sample in samples["local_answer"])
+    assert all(
+        len(sample["resps"][0][0]) <= 12 and "e" not in sample["resps"][0][0]
+        for sample in samples["local_answer"]
+    )
 
 
 def test_kept_answers_are_not_asked_for_again(lm, task_folder, tmp_path, monkeypatch):
@@ -164,15 +200,26 @@ def test_kept_answers_are_not_asked_for_again(lm, task_folder, tmp_path, monkeyp
 
 
 def test_what_it_cannot_do_is_named(lm):
-    with pytest.raises(InputError, match=r"the model t6jax needs a checkpoint: give --model_args ckpt=DIR"):
+    with pytest.raises(
+        InputError, match=r"the model t6jax needs a checkpoint: give --model_args ckpt=DIR"
+    ):
         T6LM()
     with pytest.raises(
-        InputError, match="model_args has 'pretrained'; t6jax takes ckpt, max_length, add_bos_token, batch_tokens"
+        InputError,
+        match=(
+            "model_args has 'pretrained'; t6jax takes ckpt, max_length, add_bos_token, batch_tokens"
+        ),
     ):
         T6LM("runs/mine", pretrained="gpt2")
-    with pytest.raises(InputError, match="--apply_chat_template: a t6jax checkpoint has no chat template"):
+    with pytest.raises(
+        InputError, match="--apply_chat_template: a t6jax checkpoint has no chat template"
+    ):
         simple_evaluate(
-            model=lm, tasks=["anything"], apply_chat_template=True, task_manager=_NoTasks(), evaluation_tracker=_Tracker()
+            model=lm,
+            tasks=["anything"],
+            apply_chat_template=True,
+            task_manager=_NoTasks(),
+            evaluation_tracker=_Tracker(),
         )
 
 

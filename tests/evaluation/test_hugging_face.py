@@ -1,4 +1,5 @@
-"""The same weights give the same answers through the harness's own Hugging Face model: MHA with RoPE is the Llama architecture.
+"""The same weights give the same answers through the harness's own Hugging Face model: MHA with
+RoPE is the Llama architecture.
 
 Needs PyTorch and transformers: make test-torch.
 """
@@ -35,7 +36,9 @@ def tokenizer_file(tmp_path_factory):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["Question: the red house near the tree\nAnswer: a blue river runs"] * 9, trainer)
+    tokenizer.train_from_iterator(
+        ["Question: the red house near the tree\nAnswer: a blue river runs"] * 9, trainer
+    )
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
@@ -68,7 +71,9 @@ def theirs(tokenizer_file):
             eos_token_id=tokenizer.eos_token_id,
         )
     ).float()
-    return HFLM(pretrained=llama, tokenizer=tokenizer, batch_size=4, max_length=WINDOW, device="cpu")
+    return HFLM(
+        pretrained=llama, tokenizer=tokenizer, batch_size=4, max_length=WINDOW, device="cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +81,23 @@ def ours(theirs, tokenizer_file):
     """The same weights in t6jax, whose norms have none: Llama's start at one."""
     weights = {name: x.detach().numpy() for name, x in theirs.model.state_dict().items()}
     assert all((x == 1).all() for name, x in weights.items() if "norm" in name)
-    layers = lambda name: np.stack([weights[f"model.layers.{i}.{name}.weight"].T for i in range(LAYERS)])
+    layers = lambda name: np.stack(
+        [weights[f"model.layers.{i}.{name}.weight"].T for i in range(LAYERS)]
+    )
     heads_out = lambda name: layers(name).reshape(LAYERS, D_MODEL, HEADS, HEAD_DIM)
 
     def turned_back(w):
-        # Llama turns features (i, i + D/2) by +position, the published T6 code by -position: swapping the halves
-        # of queries and keys exchanges the two
+        # Llama turns features (i, i + D/2) by +position, the published T6 code by -position:
+        # swapping the halves of queries and keys exchanges the two
         return np.concatenate(np.split(w, 2, axis=-1)[::-1], axis=-1)
 
     settings = {"name": "mha", "num_heads": HEADS, "head_dim": HEAD_DIM}
     model_config = config(
-        attention=settings, vocab_size=theirs.model.config.vocab_size, num_layers=LAYERS, d_model=D_MODEL, context_length=WINDOW
+        attention=settings,
+        vocab_size=theirs.model.config.vocab_size,
+        num_layers=LAYERS,
+        d_model=D_MODEL,
+        context_length=WINDOW,
     )
     model_config = type(model_config).from_dict(model_config.to_dict() | {"mlp_width": WIDTH})
     graph, state = nnx.split(abstract(model_config))
@@ -99,7 +110,11 @@ def ours(theirs, tokenizer_file):
             "w_v": heads_out("self_attn.v_proj"),
             "w_o": layers("self_attn.o_proj").reshape(LAYERS, HEADS, HEAD_DIM, D_MODEL),
         },
-        "mlp": {"w_1": layers("mlp.gate_proj"), "w_2": layers("mlp.up_proj"), "w_3": layers("mlp.down_proj")},
+        "mlp": {
+            "w_1": layers("mlp.gate_proj"),
+            "w_2": layers("mlp.up_proj"),
+            "w_3": layers("mlp.down_proj"),
+        },
     }
     model = nnx.merge(graph, jax.tree.map(jnp.asarray, state))
     return T6LM.of(model, JsonTokenizer(tokenizer_file, "small"), batch_tokens=1024)
@@ -109,7 +124,9 @@ def ours(theirs, tokenizer_file):
 def test_every_kind_of_task_gives_the_same_numbers(ours, theirs, task_folder, shots):
     def run(lm):
         manager = TaskManager(include_path=str(task_folder), include_defaults=False)
-        return simple_evaluate(model=lm, tasks=list(NAMES), task_manager=manager, bootstrap_iters=0, num_fewshot=shots)
+        return simple_evaluate(
+            model=lm, tasks=list(NAMES), task_manager=manager, bootstrap_iters=0, num_fewshot=shots
+        )
 
     ours, theirs = run(ours), run(theirs)
     worst, scored, generated = 0.0, 0, 0
@@ -125,10 +142,19 @@ def test_every_kind_of_task_gives_the_same_numbers(ours, theirs, task_folder, sh
                 (log_likelihood, greedy), (wanted, likeliest) = pair(answer), pair(expected)
                 worst, scored = max(worst, abs(log_likelihood - wanted)), scored + 1
                 assert greedy == likeliest
-    print(f"{shots} shots: {scored} log-likelihoods, largest difference {worst:.2e} nats; {generated} generations the same")
+    print(
+        f"{shots} shots: {scored} log-likelihoods, largest difference {worst:.2e} nats; "
+        f"{generated} generations the same"
+    )
     assert scored > 50 and worst < 1e-3
-    for task, metric in (("local_choice", "acc"), ("local_choice", "acc_norm"), ("local_last_word", "acc")):
+    for task, metric in (
+        ("local_choice", "acc"),
+        ("local_choice", "acc_norm"),
+        ("local_last_word", "acc"),
+    ):
         key = f"{metric},none"
         assert ours["results"][task][key] == theirs["results"][task][key]
     key = "bits_per_byte,none"
-    assert ours["results"]["local_text"][key] == pytest.approx(theirs["results"]["local_text"][key], abs=1e-5)
+    assert ours["results"]["local_text"][key] == pytest.approx(
+        theirs["results"]["local_text"][key], abs=1e-5
+    )

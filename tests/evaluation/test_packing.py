@@ -1,4 +1,6 @@
-"""Rows hold every request once, contexts once for all that share them, and nothing sees what it must not."""
+"""Rows hold every request once, contexts once for all that share them, and nothing sees what it
+must not.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ TOKENS = st.integers(1, 60)
 CONTEXTS = st.lists(st.lists(TOKENS, min_size=1, max_size=40), min_size=1, max_size=6)
 REQUESTS = CONTEXTS.flatmap(
     lambda contexts: st.lists(
-        st.builds(Request, st.sampled_from(contexts), st.lists(TOKENS, min_size=1, max_size=20)), min_size=1, max_size=40
+        st.builds(Request, st.sampled_from(contexts), st.lists(TOKENS, min_size=1, max_size=20)),
+        min_size=1,
+        max_size=40,
     )
 )
 
@@ -69,7 +73,10 @@ def test_rows_hold_all_and_no_more_than_their_length(sizes, length):
 def test_a_context_is_laid_down_once_for_all_its_answers():
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 50000, n).tolist()
-    questions = [(draw(random.integers(40, 121)), [draw(random.integers(10, 31)) for _ in range(4)]) for _ in range(1500)]
+    questions = [
+        (draw(random.integers(40, 121)), [draw(random.integers(10, 31)) for _ in range(4)])
+        for _ in range(1500)
+    ]
     requests = [Request(context, answer) for context, answers in questions for answer in answers]
     batches_of = list(packed(requests, 32768, 1))
     once = sum(len(c) + sum(len(a) - 1 for a in answers) for c, answers in questions)
@@ -84,7 +91,9 @@ def test_a_mixed_evaluation_takes_a_handful_of_lengths(monkeypatch):
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 50000, n).tolist()
     requests = [
-        Request(draw(random.integers(1, top)), draw(random.integers(1, 20))) for top in (30, 200, 900) for _ in range(900)
+        Request(draw(random.integers(1, top)), draw(random.integers(1, 20)))
+        for top in (30, 200, 900)
+        for _ in range(900)
     ]
     shapes = lambda: {a.tokens.shape for _, a in packed(requests, 4096, 1)}
     assert 2 <= len(shapes()) <= 6  # one for each halving from 919 to the shortest row, 64, at most
@@ -112,6 +121,10 @@ def test_long_contexts_lose_their_beginning():
 @pytest.mark.parametrize("continuation", [[], [1, 2, 3]])
 def test_a_continuation_that_cannot_be_scored_is_named(continuation):
     with pytest.raises(
-        InputError, match=f"a continuation of {len(continuation)} tokens; it must have at least 1, and fit .* of 2"
+        InputError,
+        match=(
+            f"a continuation of {len(continuation)} tokens; it must have at least 1, and "
+            "fit .* of 2"
+        ),
     ):
         truncated(Request([1], continuation), 2)

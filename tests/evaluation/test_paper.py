@@ -11,7 +11,9 @@ from tests.conftest import ROOT
 DATA = json.loads(ROWS.read_text())
 
 
-@pytest.mark.parametrize("row", DATA["rows"], ids=lambda row: f"table {row['table']} row {row['row']}")
+@pytest.mark.parametrize(
+    "row", DATA["rows"], ids=lambda row: f"table {row['table']} row {row['row']}"
+)
 def test_printed_averages_are_those_of_their_columns(row):
     """To the rounding of two decimals; where the paper prints another number, the file says so."""
     assert len(row["scores"]) == len(DATA["columns"]) == 9
@@ -29,7 +31,23 @@ def test_every_table_is_there_with_its_rows():
     rows = {}
     for row in DATA["rows"]:
         rows.setdefault(row["table"], []).append(row["row"])
-    sizes = {2: 6, 3: 6, 4: 2, 5: 2, 6: 2, 7: 2, 8: 2, 11: 6, 12: 8, 13: 6, 14: 6, 15: 6, 16: 8, 17: 6, 18: 6}
+    sizes = {
+        2: 6,
+        3: 6,
+        4: 2,
+        5: 2,
+        6: 2,
+        7: 2,
+        8: 2,
+        11: 6,
+        12: 8,
+        13: 6,
+        14: 6,
+        15: 6,
+        16: 8,
+        17: 6,
+        18: 6,
+    }
     assert {t: len(r) for t, r in rows.items()} == sizes
     assert all(r == list(range(1, len(r) + 1)) for r in rows.values())
     assert [column.label for column in COLUMNS] == DATA["columns"]
@@ -40,11 +58,17 @@ def test_every_table_is_there_with_its_rows():
 
 
 def results(**tasks):
-    return {"results": {name: {"alias": name} | metrics for name, metrics in tasks.items()}, "group_subtasks": {}}
+    return {
+        "results": {name: {"alias": name} | metrics for name, metrics in tasks.items()},
+        "group_subtasks": {},
+    }
 
 
 def paper_results():
-    found = {c.task: {f"{c.metric},none": 0.5 + i / 100, f"{c.metric}_stderr,none": 0.03} for i, c in enumerate(COLUMNS)}
+    found = {
+        c.task: {f"{c.metric},none": 0.5 + i / 100, f"{c.metric}_stderr,none": 0.03}
+        for i, c in enumerate(COLUMNS)
+    }
     found["arc_easy"] |= {"acc,none": 0.9}
     found["mmlu_anatomy"] = {"acc,none": 0.1, "acc_stderr,none": 0.2}
     return results(**found) | {"group_subtasks": {"mmlu": ["mmlu_anatomy"]}}
@@ -57,19 +81,29 @@ def test_the_table_is_laid_out_as_the_papers():
     ours = row_of("runs/medium, step 100000", paper_results(), columns)
     theirs = paper_row("medium/tpa", 0, columns)
     assert table(columns, [ours, theirs]).splitlines() == [
-        "Method                    ARC-E  ARC-C  BoolQ  HellaSw.   OBQA   PIQA   W.G.   MMLU   SciQ   Avg.",
-        "runs/medium, step 100000  50.00  51.00  52.00     53.00  54.00  55.00  56.00  57.00  58.00  54.00",
-        "  standard error           3.00   3.00   3.00      3.00   3.00   3.00   3.00   3.00   3.00   1.00",
-        "paper, Table 2, TPA       58.38  31.57  59.39     46.83  37.00  70.02  54.06  25.52  79.90  51.41",
+        "Method                    ARC-E  ARC-C  BoolQ  HellaSw.   OBQA   PIQA   W.G.   MMLU   "
+        "SciQ   Avg.",
+        "runs/medium, step 100000  50.00  51.00  52.00     53.00  54.00  55.00  56.00  57.00  "
+        "58.00  54.00",
+        "  standard error           3.00   3.00   3.00      3.00   3.00   3.00   3.00   3.00   "
+        "3.00   1.00",
+        "paper, Table 2, TPA       58.38  31.57  59.39     46.83  37.00  70.02  54.06  25.52  "
+        "79.90  51.41",
     ]
 
 
 def test_part_of_the_papers_columns_beside_a_task_of_ones_own():
     found = results(
-        sciq={"acc_norm,none": 0.5}, mine={"perplexity,none": 7.5, "perplexity_stderr,none": "N/A"}, other={"acc,strict": 0.25}
+        sciq={"acc_norm,none": 0.5},
+        mine={"perplexity,none": 7.5, "perplexity_stderr,none": "N/A"},
+        other={"acc,strict": 0.25},
     )
     columns = columns_of(found, ["sciq", "mine", "tag_of_other"])
-    assert columns == (COLUMNS[8], Column("mine perplexity", "mine", "perplexity"), Column("other acc", "other", "acc"))
+    assert columns == (
+        COLUMNS[8],
+        Column("mine perplexity", "mine", "perplexity"),
+        Column("other acc", "other", "acc"),
+    )
     row = row_of("run", found, columns)
     assert row.cells == (Cell(50.0), Cell(7.5), Cell(25.0))
     assert row.average is None  # a perplexity is no accuracy
@@ -78,7 +112,12 @@ def test_part_of_the_papers_columns_beside_a_task_of_ones_own():
 
 
 def test_rows_that_the_paper_has_not_are_named():
-    with pytest.raises(InputError, match=r"--paper_row='medium/tpaa' is no row of the paper; there is medium/tpa"):
+    with pytest.raises(
+        InputError, match=r"--paper_row='medium/tpaa' is no row of the paper; there is medium/tpa"
+    ):
         paper_row("medium/tpaa", 0, COLUMNS)
-    with pytest.raises(InputError, match="the paper has no row with 5 shots: --paper_row goes with --num_fewshot=0 or 2"):
+    with pytest.raises(
+        InputError,
+        match="the paper has no row with 5 shots: --paper_row goes with --num_fewshot=0 or 2",
+    ):
         paper_row("medium/tpa", 5, COLUMNS)

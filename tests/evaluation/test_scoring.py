@@ -17,10 +17,14 @@ TOLERANCE = 1e-4  # nats, what is promised
 
 
 def requests_of_every_kind(window: int = 32) -> list[Request]:
-    """All lengths to beyond the window, shared contexts, one-token continuations, and many of one context."""
+    """All lengths to beyond the window, shared contexts, one-token continuations, and many of one
+    context.
+    """
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 61, n).tolist()
-    requests = [Request(draw(length), draw(random.integers(1, 9))) for length in range(1, window + 9)]
+    requests = [
+        Request(draw(length), draw(random.integers(1, 9))) for length in range(1, window + 9)
+    ]
     for length in (1, 5, 30, 32, 33, 40):
         context = draw(length)
         requests += [Request(context, draw(n)) for n in (1, 1, 2, 7, 20, window)]
@@ -69,7 +73,11 @@ def test_logits_come_in_chunks(monkeypatch):
     scorer = Scorer(model, batch_tokens=512)
     check(scorer(requests), requests, Alone(model))
     # no array of all of a batch's logits: [512, 61]
-    shapes = str(jax.make_jaxpr(scorer._program)(scorer.params, *([np.zeros((8, 64), np.int32)] * 4), *arrays_of(512)))
+    shapes = str(
+        jax.make_jaxpr(scorer._program)(
+            scorer.params, *([np.zeros((8, 64), np.int32)] * 4), *arrays_of(512)
+        )
+    )
     assert "f32[50,61]" in shapes and "f32[512,61]" not in shapes and "f32[8,64,61]" not in shapes
 
 
@@ -87,13 +95,16 @@ def test_an_evaluation_compiles_a_handful_of_programs():
 def test_batches_are_split_over_all_devices():
     code = (
         "import jax; from tests.evaluation.test_scoring import *; assert jax.device_count() == 2\n"
-        "model = random_model(config('mha')); requests = requests_of_every_kind(); scorer = Scorer(model, batch_tokens=256)\n"
+        "model = random_model(config('mha')); requests = requests_of_every_kind(); scorer = "
+        "Scorer(model, batch_tokens=256)\n"
         "check(scorer(requests), requests, Alone(model))\n"
         "text = scorer._program.lower(scorer.params, *([np.zeros((8, 64), np.int32)] * 4),"
         " *([np.zeros((2, 256), np.int32)] * 2), np.zeros(2, np.int32)).compile().as_text()\n"
-        "assert 's32[4,64]' in text and 'all-' not in text  # four rows a device, and nothing sent\n"
+        "assert 's32[4,64]' in text and 'all-' not in text  # four rows a device, and nothing "
+        "sent\n"
         "from tests.evaluation.test_harness import *\n"
-        "check_generations(T6LM.of(model := random_model(config(vocab_size=257, context_length=64)), ByteTokenizer()), model)\n"
+        "check_generations(T6LM.of(model := random_model(config(vocab_size=257, "
+        "context_length=64)), ByteTokenizer()), model)\n"
     )
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -101,5 +112,12 @@ def test_batches_are_split_over_all_devices():
         UNOPTIMIZED: "1",
         "PYTHONPATH": ".",
     }
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

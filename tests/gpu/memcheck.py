@@ -1,4 +1,6 @@
-"""Runs the decode kernels over odd shapes and ragged lengths, for compute-sanitizer to watch: see test_memcheck.py."""
+"""Runs the decode kernels over odd shapes and ragged lengths, for compute-sanitizer to watch: see
+test_memcheck.py.
+"""
 
 import functools
 import sys
@@ -7,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import flash_tpa, tpa_cache
-from pallas_kernels.tpa_cache import CacheLayout
+from pallas_kernels.decode import cache_layout, flash_tpa
+from pallas_kernels.decode.cache_layout import CacheLayout
 from tests.pallas_kernels.oracle import make, rotation
 
 LENGTHS = [201, 0, 1, 130, 64, 65]
@@ -24,14 +26,21 @@ CASES = [
 
 
 def main(kernels):
-    append = jax.jit(tpa_cache.append, donate_argnums=0)
+    append = jax.jit(cache_layout.append, donate_argnums=0)
     for layout, options, turn in CASES:
         options = dict(N=1, R_Q=6) | options
-        query, _, rows, constants = make(layout, LENGTHS, 203, dtype=jnp.bfloat16, turn=turn, **options)
+        query, _, rows, constants = make(
+            layout, LENGTHS, 203, dtype=jnp.bfloat16, turn=turn, **options
+        )
         rows = append(rows, rows[:, :2], jnp.array([201, -1, 202, 203, 5, 65]))
         for kernel in kernels:
             decode = jax.jit(
-                functools.partial(flash_tpa.decode, layout=layout, kernel=kernel, rotation=constants.get("rotation"))
+                functools.partial(
+                    flash_tpa.decode,
+                    layout=layout,
+                    kernel=kernel,
+                    rotation=constants.get("rotation"),
+                )
             )
             arrays = {name: x for name, x in constants.items() if name != "rotation"}
             out = decode(query, rows, jnp.array(LENGTHS), **arrays)

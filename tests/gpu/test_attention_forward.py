@@ -1,4 +1,6 @@
-"""On an NVIDIA GPU: the kernel is eq. 3.2, with its log-sum-exps, for scores of every size; the same bits every time."""
+"""On an NVIDIA GPU: the kernel is eq. 3.2, with its log-sum-exps, for scores of every size; the
+same bits every time.
+"""
 
 import functools
 
@@ -7,16 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention_forward import HEAVIEST, attention_forward
-from t6jax.ops import causal_attention
+from pallas_kernels.attention.forward import HEAVIEST, attention_forward
+from t6jax.ops.attention import api as causal_attention
 from tests.gpu.test_attention_gradient import distances, gradients
 
-# sequences, tokens, heads: half a block and many blocks, fewer than multiprocessors, several for some of them and for all
-SHAPES = [(1, 128, 1), (2, 256, 47), (3, 384, 1), (5, 640, 47), (4, 1024, 78), (2, 1792, 40), (1, 4096, 3)]
+# sequences, tokens, heads: half a block and many blocks, fewer than multiprocessors, several for
+# some of them and for all
+SHAPES = [
+    (1, 128, 1),
+    (2, 256, 47),
+    (3, 384, 1),
+    (5, 640, 47),
+    (4, 1024, 78),
+    (2, 1792, 40),
+    (1, 4096, 3),
+]
 
 
 def draw(shape, size=1.0):
-    return [size * jax.random.normal(key, (*shape, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(sum(shape)), 3)]
+    return [
+        size * jax.random.normal(key, (*shape, 64), jnp.bfloat16)
+        for key in jax.random.split(jax.random.key(sum(shape)), 3)
+    ]
 
 
 @jax.jit
@@ -26,16 +40,20 @@ def exact(query, key, value, scale):
     logits = jnp.einsum("bthd,bshd->bhts", query, key, precision="highest") * scale
     logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
     lse = jax.nn.logsumexp(logits, axis=-1)
-    return jnp.einsum("bhts,bshd->bthd", jnp.exp(logits - lse[..., None]), value, precision="highest"), lse
+    return jnp.einsum(
+        "bhts,bshd->bthd", jnp.exp(logits - lse[..., None]), value, precision="highest"
+    ), lse
 
 
 def check(arrays, scale):
     ours = jax.jit(functools.partial(attention_forward, scale=scale))
     (out, lse), again = ours(*arrays), ours(*arrays)
     want_out, want_lse = exact(*arrays, scale)
-    # P and the output are rounded once each: an ulp is eps, the root mean square of rounding eps / sqrt(12)
+    # P and the output are rounded once each: an ulp is eps, the root mean square of rounding eps /
+    # sqrt(12)
     assert distances([out], [want_out])[0] < 2 * float(jnp.finfo(jnp.bfloat16).eps) / np.sqrt(12)
-    # sums of 64 products, rounded 64 times in an order that is not the formula's; exp2 and log2 are good to 2^-22
+    # sums of 64 products, rounded 64 times in an order that is not the formula's; exp2 and log2 are
+    # good to 2^-22
     largest = jnp.max(jnp.linalg.norm(arrays[0].astype(jnp.float32), axis=-1)) * jnp.max(
         jnp.linalg.norm(arrays[1].astype(jnp.float32), axis=-1)
     )
@@ -76,7 +94,9 @@ def test_with_the_gradients_kernel_behind_it():
     arrays = draw((4, 1024, 78))
     grad = jax.random.normal(jax.random.key(9), arrays[0].shape, jnp.bfloat16)
     both = causal_attention.Kernels(forward=True, gradient=True)
-    ours = gradients(lambda *x: causal_attention._with_kernels(*x[:3], None, x[3], both), *arrays, grad, 0.125)
+    ours = gradients(
+        lambda *x: causal_attention._with_kernels(*x[:3], None, x[3], both), *arrays, grad, 0.125
+    )
     want = gradients(lambda *x: exact(*x)[0], *(x.astype(jnp.float32) for x in arrays), grad, 0.125)
     # as in test_attention_gradient.py
     assert max(distances(ours, want)) < 4 * float(jnp.finfo(jnp.bfloat16).eps) / np.sqrt(12)
@@ -92,4 +112,6 @@ def test_under_vmap_the_new_axis_is_one_of_sequences():
 
 def test_is_what_models_run_through():
     arrays = [jax.ShapeDtypeStruct((24, 1024, 78, 64), jnp.bfloat16)] * 3
-    assert "attention_forward" in jax.jit(causal_attention.causal_attention).lower(*arrays).as_text()
+    assert (
+        "attention_forward" in jax.jit(causal_attention.causal_attention).lower(*arrays).as_text()
+    )

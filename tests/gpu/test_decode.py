@@ -1,4 +1,6 @@
-"""t6jax.decode on an NVIDIA GPU: the kernels are chosen where they take the call, and are the oracle's within bfloat16."""
+"""t6jax.decode on an NVIDIA GPU: the kernels are chosen where they take the call, and are the
+oracle's within bfloat16.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 import t6jax
 from t6jax import TPACache, TPAQuery
 from t6jax.ops.rope import RoPE
-from tests.ops.test_decode import draw
+from tests.ops.decode.test_decode import draw
 
 HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
@@ -30,13 +32,17 @@ def arguments(kind: str, heads: int = 47, new: int = 1):
 
 
 @pytest.mark.parametrize("implementation", ["mosaic_gpu", "triton", None])
-@pytest.mark.parametrize("kind", ["contextual", "dense query", "non-contextual a", "non-contextual b", "shared b"])
+@pytest.mark.parametrize(
+    "kind", ["contextual", "dense query", "non-contextual a", "non-contextual b", "shared b"]
+)
 @pytest.mark.parametrize("new", [1, 3])
 def test_kernels_are_the_oracle_within_bfloat16(implementation, kind, new):
     if implementation == "mosaic_gpu" and not HOPPER:
         pytest.skip("needs a Hopper GPU")
     query, cache, lengths = arguments(kind, new=new)
-    decode = lambda name: jax.jit(lambda *a: t6jax.decode(*a, implementation=name, return_lse=True))(query, cache, lengths)
+    decode = lambda name: jax.jit(
+        lambda *a: t6jax.decode(*a, implementation=name, return_lse=True)
+    )(query, cache, lengths)
     (got, lse), (want, want_lse) = decode(implementation), decode("xla")
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert not got[0].any() and np.isneginf(np.asarray(lse)[0]).all()
@@ -58,8 +64,13 @@ def test_the_fastest_that_takes_the_call_is_chosen():
 def test_a_length_outside_the_cache_is_taken_as_its_end():
     query, cache, _ = arguments("contextual", new=3)
     for implementation in ("mosaic_gpu", "triton", "xla") if HOPPER else ("triton", "xla"):
-        decode = jax.jit(lambda *a, name=implementation: t6jax.decode(*a, implementation=name, return_lse=True))
-        for got, want in zip(decode(query, cache, jnp.array([-5, 701, 2000])), decode(query, cache, jnp.array([0, 700, 700]))):
+        decode = jax.jit(
+            lambda *a, name=implementation: t6jax.decode(*a, implementation=name, return_lse=True)
+        )
+        for got, want in zip(
+            decode(query, cache, jnp.array([-5, 701, 2000])),
+            decode(query, cache, jnp.array([0, 700, 700])),
+        ):
             np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
 
 

@@ -10,14 +10,17 @@ from benchmarks.record import RESULTS
 from benchmarks.train import CASES, config_of
 from configs import medium_tpa
 from t6jax.config import ModelConfig
-from t6jax.parallel import MESH_AXES
+from t6jax.parallel.mesh import MESH_AXES, make_mesh
 from t6jax.training.plan import compile_for, devices_for
-from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
 
 def trainer_of(config, devices):
-    return Trainer(config.to_dict(), ModelConfig.from_dict(config.model.to_dict()), make_mesh(config.mesh, devices))
+    return Trainer(
+        config.to_dict(),
+        ModelConfig.from_dict(config.model.to_dict()),
+        make_mesh(config.mesh, devices),
+    )
 
 
 def test_the_memory_is_what_training_took():
@@ -25,7 +28,8 @@ def test_the_memory_is_what_training_took():
     taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == "T6 medium")
     config = config_of(*CASES["T6 medium"])
     plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)
-    # as docs/scaling.md says; what is not the same is the scratch of the algorithms that cuBLAS chose there
+    # as docs/scaling.md says; what is not the same is the scratch of the algorithms that cuBLAS
+    # chose there
     assert plan["arguments"] + plan["temporary"] == pytest.approx(taken, rel=0.01)
 
 
@@ -36,8 +40,13 @@ def test_a_plan_for_two_nodes_needs_neither():
     plan = compile_for(config.to_dict(), 16)
     assert plan["device"] == jax.devices()[0].device_kind
     arrays = trainer_of(config, devices_for(16)[0]).abstract_arrays()
-    stored = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arrays))
-    assert 0 <= plan["arguments"] - stored - 64 // 8 * 1025 * 4 < 1024 * len(jax.tree.leaves(arrays))  # each begins on its own
+    stored = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
+    )
+    assert (
+        0 <= plan["arguments"] - stored - 64 // 8 * 1025 * 4 < 1024 * len(jax.tree.leaves(arrays))
+    )  # each begins on its own
     assert {(kind, tuple(axes)) for kind, axes, *_ in plan["collectives"]} >= {
         ("all-gather", ("fsdp",)),
         ("reduce-scatter", ("fsdp",)),
@@ -55,7 +64,11 @@ def test_a_micro_batch_goes_through_every_block_once(axis):
     devices, options = devices_for(2)
     trainer = trainer_of(config, devices)
     batch = jax.ShapeDtypeStruct((96, 1025), "int32", sharding=trainer.batch_sharding)
-    text = trainer.step.lower(trainer.abstract_arrays(), batch).compile(compiler_options=options).as_text()
+    text = (
+        trainer.step.lower(trainer.abstract_arrays(), batch)
+        .compile(compiler_options=options)
+        .as_text()
+    )
     calls = [line for line in text.splitlines() if " custom-call(" in line]
     for kernel in ("attention_forward", "attention_gradient"):
         assert sum(kernel in line for line in calls) == 3, kernel

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import flash_tpa, tpa_cache
-from pallas_kernels.tpa_cache import CacheLayout
+from pallas_kernels.decode import cache_layout, flash_tpa
+from pallas_kernels.decode.cache_layout import CacheLayout
 from tests.pallas_kernels.oracle import make, oracle, rotation
 
 GPUS = [device for device in jax.devices() if device.platform == "gpu"]
@@ -17,10 +17,18 @@ pytestmark = pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")
 hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
 
 
-def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel="mosaic_gpu", **options):
-    query, factors, rows, constants = make(layout, lengths, capacity or max(max(lengths), 1), N, R_Q, dtype, **options)
+def check(
+    layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel="mosaic_gpu", **options
+):
+    query, factors, rows, constants = make(
+        layout, lengths, capacity or max(max(lengths), 1), N, R_Q, dtype, **options
+    )
     decode = functools.partial(
-        flash_tpa.decode, layout=layout, kernel=kernel, return_lse=True, rotation=constants.pop("rotation", None)
+        flash_tpa.decode,
+        layout=layout,
+        kernel=kernel,
+        return_lse=True,
+        rotation=constants.pop("rotation", None),
     )
     decode = jax.jit(decode)
     got, lse = decode(query, rows, jnp.asarray(lengths, jnp.int32), **constants)
@@ -33,11 +41,15 @@ def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel
     np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(want_lse))
     assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want)
     seen = np.isfinite(want_lse)
-    if not R_Q and layout.stores_a:  # a dense query is not rounded: what is left is the rounding of P a_v and of the output
+    if (
+        not R_Q and layout.stores_a
+    ):  # a dense query is not rounded: what is left is the rounding of P a_v and of the output
         assert (abs(got - want) <= 2.0**-7 * (bound + abs(want)) + 1e-6).all()
         np.testing.assert_allclose(lse[seen], want_lse[seen], atol=1e-3)
     else:
-        np.testing.assert_allclose(lse[seen], want_lse[seen], atol=5e-2 * options.get("query_scale", 1.0))
+        np.testing.assert_allclose(
+            lse[seen], want_lse[seen], atol=5e-2 * options.get("query_scale", 1.0)
+        )
 
 
 @hopper
@@ -62,7 +74,10 @@ def check(layout, lengths, capacity=None, N=1, R_Q=6, dtype=jnp.bfloat16, kernel
         ((47, 2, 2, 64, 64, True, False), dict()),  # non-contextual B
         ((61, 2, 2, 64, 64, True, True, True), dict(R_Q=0)),  # shared B
         ((22, 2, 2, 64, 64, False, True, True), dict()),  # non-contextual A, shared B
-        ((47, 2, 2, 64, 64, True, True, True), dict(turn=rotation(64), N=2)),  # shared B, RoPE on reading
+        (
+            (47, 2, 2, 64, 64, True, True, True),
+            dict(turn=rotation(64), N=2),
+        ),  # shared B, RoPE on reading
         ((78, 2, 2, 64, 64, True, True, True), dict(turn=rotation(64), R_Q=0)),
         ((34, 2, 1, 32, 128), dict(turn=rotation(32, "bfloat16"), dtype=jnp.float16)),
         ((22, 2, 2, 64, 64, False, True, True), dict(turn=rotation(64), R_Q=0)),
@@ -107,8 +122,8 @@ def test_equal_logits():
 def test_a_growing_cache_compiles_once_and_takes_appends_in_place():
     layout, B, M = CacheLayout(34, 2, 2, 64, 64), 3, 300
     query, factors, _, _ = make(layout, [M] * B, M, 1, 0, jnp.bfloat16)
-    tokens = tpa_cache.pack(layout, *factors)
-    append = jax.jit(tpa_cache.append, donate_argnums=0)
+    tokens = cache_layout.pack(layout, *factors)
+    append = jax.jit(cache_layout.append, donate_argnums=0)
     decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout))
     rows, lengths = jnp.zeros_like(tokens), jnp.array([0, 100, 200])
     for b, length in enumerate((0, 100, 200)):

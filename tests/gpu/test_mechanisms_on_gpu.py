@@ -1,4 +1,6 @@
-"""On an NVIDIA GPU every mechanism's bfloat16 stays within its precision, in cuDNN attention and in decoding."""
+"""On an NVIDIA GPU every mechanism's bfloat16 stays within its precision, in cuDNN attention and in
+decoding.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +30,21 @@ def test_bfloat16_forward_and_decode_are_within_its_precision_of_float32(name):
         module = nnx.merge(graph, state)
         full, entry = module(x, arange_positions(x))
         cache = module.empty_cache(2, tokens)
-        cache = cache.append(jax.tree.map(lambda e: e[:, : tokens - 2], entry), jnp.zeros(2, jnp.int32))
+        cache = cache.append(
+            jax.tree.map(lambda e: e[:, : tokens - 2], entry), jnp.zeros(2, jnp.int32)
+        )
         decoded = module.extend(x[:, tokens - 2 :], cache, jnp.full(2, tokens))[0]
-        grad = jax.grad(lambda x: jnp.sum(jnp.square(module(x, arange_positions(x))[0].astype(jnp.float32))))(x)
+        grad = jax.grad(
+            lambda x: jnp.sum(jnp.square(module(x, arange_positions(x))[0].astype(jnp.float32)))
+        )(x)
         return full, decoded, grad
 
     assert "cudnn" in both.lower(state, x).as_text()
     full, decoded, grad = (np.asarray(y, np.float32) for y in both(state, x))
-    wide = nnx.merge(nnx.split(build(config, d_model=d_model))[0], jax.tree.map(lambda p: p.astype(jnp.float32), state))
+    wide = nnx.merge(
+        nnx.split(build(config, d_model=d_model))[0],
+        jax.tree.map(lambda p: p.astype(jnp.float32), state),
+    )
     x = x.astype(jnp.float32)
     exact = np.asarray(jax.jit(lambda x: wide(x, arange_positions(x))[0])(x))
     # the bound of tests/attention/test_precision.py: 10 roundings to 8 bits, doubled

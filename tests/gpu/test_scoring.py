@@ -1,4 +1,6 @@
-"""On an NVIDIA GPU packed scores are, within bfloat16, those of a float32 forward pass over each request alone."""
+"""On an NVIDIA GPU packed scores are, within bfloat16, those of a float32 forward pass over each
+request alone.
+"""
 
 import dataclasses
 
@@ -27,7 +29,9 @@ def test_packed_scores_are_within_bfloat16_of_float32_alone(mechanism):
     half = nnx.merge(graph, nnx.state(model))
     scorer = Scorer(half, batch_tokens=2048)
     requests = requests_of_every_kind()
-    lowered = scorer._program.lower(scorer.params, *([np.zeros((8, 64), np.int32)] * 4), *arrays(512))
+    lowered = scorer._program.lower(
+        scorer.params, *([np.zeros((8, 64), np.int32)] * 4), *arrays(512)
+    )
     assert "cudnn" in lowered.as_text()
     with jax.default_matmul_precision("highest"):
         alone = Alone(model)
@@ -42,4 +46,8 @@ def test_packed_scores_are_within_bfloat16_of_float32_alone(mechanism):
 
 
 def arrays(places):
-    return jnp.zeros((1, places), jnp.int32), jnp.zeros((1, places), jnp.int32), jnp.zeros(1, jnp.int32)
+    return (
+        jnp.zeros((1, places), jnp.int32),
+        jnp.zeros((1, places), jnp.int32),
+        jnp.zeros(1, jnp.int32),
+    )

@@ -1,4 +1,6 @@
-"""On an NVIDIA GPU: the kernels of the training step are their formulas, and training with them goes as it goes without."""
+"""On an NVIDIA GPU: the kernels of the training step are their formulas, and training with them
+goes as it goes without.
+"""
 
 import dataclasses
 
@@ -9,14 +11,15 @@ import pytest
 from flax import nnx
 
 from configs import common
-from pallas_kernels.elementwise import add_norm, add_norm_gradient, swiglu_gradient
-from pallas_kernels.softmax_gradient import cross_entropy_gradient
-from pallas_kernels.tensor_products import contract, expand
+from pallas_kernels.elementwise.add_norm_swiglu import add_norm, add_norm_gradient, swiglu_gradient
+from pallas_kernels.elementwise.cross_entropy import cross_entropy_gradient
+from pallas_kernels.factors.tensor_products import contract, expand
 from t6jax import T6, ModelConfig
-from t6jax.ops import causal_attention
-from t6jax.training.sharding import make_mesh
+from t6jax.ops.attention import api as causal_attention
+from t6jax.parallel.mesh import make_mesh
 from t6jax.training.step import Trainer
-from tests.pallas_kernels import test_elementwise, test_tensor_products
+from tests.pallas_kernels.elementwise import test_elementwise
+from tests.pallas_kernels.factors import test_tensor_products
 
 
 @pytest.mark.parametrize("shape", test_tensor_products.SHAPES)
@@ -37,7 +40,9 @@ def test_what_lies_between_matrix_products_on_the_gpu(monkeypatch):
         test_elementwise.test_the_gradient_of_swiglu_is_that_of_the_formula((3, width))
     for width in (1, 61, 50304):
         for scale in (1, 300):
-            test_elementwise.test_cross_entropy_and_its_gradient_are_those_of_the_formula(width, scale)
+            test_elementwise.test_cross_entropy_and_its_gradient_are_those_of_the_formula(
+                width, scale
+            )
 
 
 def small(**changes) -> dict:
@@ -45,7 +50,9 @@ def small(**changes) -> dict:
     config.update(batch_size=8)
     config.model.update(num_layers=4, d_model=512, context_length=256, vocab_size=1000, unroll=True)
     config.model.attention.update(num_heads=11, head_dim=64)
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=20, decay_steps=200, min_learning_rate=3e-4)
+    config.optimizer.update(
+        learning_rate=3e-3, warmup_steps=20, decay_steps=200, min_learning_rate=3e-4
+    )
     config.model.update(changes)
     return config.to_dict()
 
@@ -55,7 +62,14 @@ def test_the_step_runs_through_the_kernels():
     trainer = Trainer(config, ModelConfig.from_dict(config["model"]), make_mesh(config["mesh"]))
     windows = jax.ShapeDtypeStruct((8, 257), jnp.int32, sharding=trainer.batch_sharding)
     text = trainer.step.lower(trainer.abstract_arrays(), windows).as_text()
-    for name in ("expand", "contract", "add_norm", "add_norm_gradient", "swiglu_gradient", "cross_entropy_gradient"):
+    for name in (
+        "expand",
+        "contract",
+        "add_norm",
+        "add_norm_gradient",
+        "swiglu_gradient",
+        "cross_entropy_gradient",
+    ):
         assert name in text
     assert "attention_forward" in text and "attention_gradient" in text and "cudnn" not in text
 
@@ -66,7 +80,9 @@ def without_kernels(monkeypatch):
         monkeypatch.setattr(f"t6jax.ops.{where}.takes_kernels", lambda *_: False)
     for where in ("layers", "attention.factored"):
         monkeypatch.setattr(f"t6jax.{where}.worth_copying_weights", lambda _: False)
-    monkeypatch.setattr(causal_attention, "_kernels_that_pay", lambda *_: causal_attention.Kernels(False, False))
+    monkeypatch.setattr(
+        causal_attention, "_kernels_that_pay", lambda *_: causal_attention.Kernels(False, False)
+    )
 
 
 def losses(config: dict, steps: int = 200) -> np.ndarray:
@@ -78,7 +94,9 @@ def losses(config: dict, steps: int = 200) -> np.ndarray:
         rows = [random.integers(0, 64, 8)]
         for _ in range(256):
             rows.append(following[rows[-1], random.integers(0, 4, 8)])
-        state, metrics = trainer.step(state, jax.device_put(np.stack(rows, 1).astype(np.int32), trainer.batch_sharding))
+        state, metrics = trainer.step(
+            state, jax.device_put(np.stack(rows, 1).astype(np.int32), trainer.batch_sharding)
+        )
         found.append(metrics["train_loss"])
     return np.asarray(found)
 
@@ -88,7 +106,9 @@ def test_two_hundred_steps_go_as_in_the_plain_implementation(monkeypatch):
     fast = losses(small())
     without_kernels(monkeypatch)
     plain, exact = losses(small(unroll=False)), losses(small(unroll=False, dtype="float32"))
-    assert exact[-20:].mean() < 1.6 < 6 < exact[:3].mean()  # ln 4 = 1.39 is what the text leaves to guess
+    assert (
+        exact[-20:].mean() < 1.6 < 6 < exact[:3].mean()
+    )  # ln 4 = 1.39 is what the text leaves to guess
     noise, ours = (np.sqrt(np.mean((x - exact) ** 2)) for x in (plain, fast))
     print(f"root mean square distance from float32: plain {noise:.5f}, with kernels {ours:.5f}")
     assert ours < 2 * noise
@@ -98,14 +118,20 @@ def test_parameters_gradients_are_the_plain_ones_within_bfloat16(monkeypatch):
     config = dataclasses.replace(ModelConfig.from_dict(small()["model"]), num_layers=2)
     graph, state = nnx.split(T6(config, rngs=nnx.Rngs(0)))
     keys = iter(jax.random.split(jax.random.key(1), 100))
-    state = jax.tree.map(lambda x: x if x.any() else 0.02 * jax.random.normal(next(keys), x.shape), state)
+    state = jax.tree.map(
+        lambda x: x if x.any() else 0.02 * jax.random.normal(next(keys), x.shape), state
+    )
     rows = jax.random.randint(jax.random.key(2), (8, 257), 0, 1000)
-    make = lambda graph: lambda state: jax.grad(lambda s: nnx.merge(graph, s).loss(rows[:, :-1], rows[:, 1:]))(state)
+    make = lambda graph: (
+        lambda state: jax.grad(lambda s: nnx.merge(graph, s).loss(rows[:, :-1], rows[:, 1:]))(state)
+    )
     fast = jax.jit(make(graph))(state)
     without_kernels(monkeypatch)
     plain = jax.jit(make(graph))(state)
     wide = dataclasses.replace(config, dtype="float32")
     exact = jax.jit(make(nnx.split(T6(wide, rngs=nnx.Rngs(0)))[0]))(state)
     for x, y, z in zip(*map(jax.tree.leaves, (fast, plain, exact)), strict=True):
-        distance = [float(jnp.linalg.norm(g.astype(jnp.float32) - z) / jnp.linalg.norm(z)) for g in (x, y)]
+        distance = [
+            float(jnp.linalg.norm(g.astype(jnp.float32) - z) / jnp.linalg.norm(z)) for g in (x, y)
+        ]
         assert distance[0] < 2 * distance[1] + 2**-9, distance

@@ -60,7 +60,12 @@ def test_the_programs_take_it_from_the_command_line(checkpoint, tmp_path):
         ("generate.py", ["--prompt=ab", "--max_new_tokens=3"]),
         ("eval.py", [f"--data={ROOT / 't6jax/model.py'}", "--batches=1"]),
     ):
-        done = subprocess.run(command(program, f"--ckpt={run}", *flags), **process_options(), capture_output=True, check=False)
+        done = subprocess.run(
+            command(program, f"--ckpt={run}", *flags),
+            **process_options(),
+            capture_output=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     assert "model" in done.stdout
 
@@ -68,12 +73,19 @@ def test_the_programs_take_it_from_the_command_line(checkpoint, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "name two folders"), (["nowhere", "out"], "nowhere has neither model.safetensors nor pytorch_model.bin")],
+    [
+        ([], "name two folders"),
+        (["nowhere", "out"], "nowhere has neither model.safetensors nor pytorch_model.bin"),
+    ],
 )
 def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path):
     done = run_program(*arguments)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: ")
+        and message in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_runs_directory_is_not_overwritten(checkpoint, tmp_path):
@@ -104,11 +116,16 @@ def test_a_checkpoint_in_several_files_is_read_by_its_index(checkpoint):
     whole = read_parameters(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     half = len(whole) // 2
-    parts = {"a.safetensors": dict(list(whole.items())[:half]), "b.safetensors": dict(list(whole.items())[half:])}
+    parts = {
+        "a.safetensors": dict(list(whole.items())[:half]),
+        "b.safetensors": dict(list(whole.items())[half:]),
+    }
     for name, part in parts.items():
         save_file(part, checkpoint / name)
     index = checkpoint / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {k: name for name, part in parts.items() for k in part}}))
+    index.write_text(
+        json.dumps({"weight_map": {k: name for name, part in parts.items() for k in part}})
+    )
     read = read_parameters(checkpoint)
     assert read.keys() == whole.keys()
     assert all(np.array_equal(read[k], whole[k]) for k in whole)
@@ -120,7 +137,9 @@ def test_a_checkpoint_in_several_files_is_read_by_its_index(checkpoint):
 def test_a_bin_without_pytorch_says_what_to_do(checkpoint, monkeypatch):
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"pytorch_model\.bin needs PyTorch to be read: pip install torch"):
+    with pytest.raises(
+        InputError, match=r"pytorch_model\.bin needs PyTorch to be read: pip install torch"
+    ):
         read_parameters(checkpoint)
 
 
@@ -128,7 +147,9 @@ def test_a_bin_without_pytorch_says_what_to_do(checkpoint, monkeypatch):
 class TestBin:
     @pytest.fixture
     def torch(self):
-        return pytest.importorskip("torch", reason="PyTorch is needed only to read .bin: make test-torch")
+        return pytest.importorskip(
+            "torch", reason="PyTorch is needed only to read .bin: make test-torch"
+        )
 
     @pytest.fixture
     def folder(self, checkpoint):

@@ -1,4 +1,6 @@
-"""Published parameters in: the published code's logits out, and one sentence for each wrong parameter."""
+"""Published parameters in: the published code's logits out, and one sentence for each wrong
+parameter.
+"""
 
 import json
 import pathlib
@@ -14,10 +16,11 @@ from t6jax import InputError
 from t6jax.ops.cross_entropy import cross_entropy
 
 GOLDEN = sorted((pathlib.Path(__file__).parents[1] / "golden").glob("*.safetensors"))
-# Models whose golden numbers are themselves known to less than the bound of 2e-5. Their attention weights are scaled up, and
-# with them float32's rounding: the golden logits are off by 3e-5, 8e-5 and 2.4e-4 from the same sums in float64, and the
-# published operations in PyTorch on another processor by up to 7e-5 from the golden ones. There the bound holds for the
-# root of the mean square of the error, and a further test compares in float64.
+# Models whose golden numbers are themselves known to less than the bound of 2e-5. Their attention
+# weights are scaled up, and with them float32's rounding: the golden logits are off by 3e-5, 8e-5
+# and 2.4e-4 from the same sums in float64, and the published operations in PyTorch on another
+# processor by up to 7e-5 from the golden ones. There the bound holds for the root of the mean
+# square of the error, and a further test compares in float64.
 ROUGH = ("tpa", "tpa_kvonly", "tpa_r1_headnorm")
 
 
@@ -26,7 +29,11 @@ def load(path: pathlib.Path) -> tuple[dict, dict, dict]:
     with safe_open(path, "np") as f:
         tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
         config = json.loads(f.metadata()["config"])
-    return {name[len("param.") :]: x for name, x in tensors.items() if name.startswith("param.")}, config, tensors
+    return (
+        {name[len("param.") :]: x for name, x in tensors.items() if name.startswith("param.")},
+        config,
+        tensors,
+    )
 
 
 @pytest.fixture
@@ -35,7 +42,9 @@ def mla():
     return params, config
 
 
-@pytest.mark.usefixtures("optimized")  # the order of sums, by which the bound is all but reached, is the compiler's
+@pytest.mark.usefixtures(
+    "optimized"
+)  # the order of sums, by which the bound is all but reached, is the compiler's
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
 @pytest.mark.parametrize(("table", "suffix"), [(jnp.float32, "_f32_rope"), (jnp.bfloat16, "")])
 def test_the_published_codes_logits_are_reproduced_in_float32(path, table, suffix):
@@ -50,16 +59,30 @@ def test_the_published_codes_logits_are_reproduced_in_float32(path, table, suffi
     if path.stem not in ROUGH:
         assert np.abs(error).max() < 2e-5
     # a mean over tokens, whose errors have both signs
-    assert abs(float(jnp.mean(cross_entropy(logits, tokens[:, 1:]))) - float(tensors["loss" + suffix][0])) < 2e-5
+    assert (
+        abs(
+            float(jnp.mean(cross_entropy(logits, tokens[:, 1:])))
+            - float(tensors["loss" + suffix][0])
+        )
+        < 2e-5
+    )
 
 
 def published_float64(params: dict, c: dict, tokens: np.ndarray) -> np.ndarray:
-    """What the published T6 and T6_kvonly compute, in float64 but for RoPE's tables, which are bfloat16."""
+    """What the published T6 and T6_kvonly compute, in float64 but for RoPE's tables, which are
+    bfloat16.
+    """
     p = {name: x.astype(np.float64) for name, x in params.items()}
     h, d, rank = c["n_head"], c["head_dim"], c["rank"]
     norm = lambda x, eps: x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-    angle = np.outer(np.arange(tokens.shape[1]), 1 / np.float32(10000) ** (np.arange(0, d, 2, dtype=np.float32) / d))
-    cos, sin = (f(angle.astype(np.float32)).astype(jnp.bfloat16).astype(np.float64)[None, :, None] for f in (np.cos, np.sin))
+    angle = np.outer(
+        np.arange(tokens.shape[1]),
+        1 / np.float32(10000) ** (np.arange(0, d, 2, dtype=np.float32) / d),
+    )
+    cos, sin = (
+        f(angle.astype(np.float32)).astype(jnp.bfloat16).astype(np.float64)[None, :, None]
+        for f in (np.cos, np.sin)
+    )
 
     def rope(x):
         x1, x2 = np.split(x, 2, axis=-1)
@@ -70,8 +93,12 @@ def published_float64(params: dict, c: dict, tokens: np.ndarray) -> np.ndarray:
     for i in range(c["n_layer"]):
         of = f"transformer.h.{i}."
         y = norm(x, np.finfo(np.float32).eps)
-        a = lambda which, r, of=of, y=y: (y @ p[f"{of}attn.c_qkv.W_A_{which}.weight"].T).reshape(*tokens.shape, h, r)
-        b = lambda which, r, of=of, y=y: (y @ p[f"{of}attn.c_qkv.W_B_{which}.weight"].T).reshape(*tokens.shape, r, d)
+        a = lambda which, r, of=of, y=y: (y @ p[f"{of}attn.c_qkv.W_A_{which}.weight"].T).reshape(
+            *tokens.shape, h, r
+        )
+        b = lambda which, r, of=of, y=y: (y @ p[f"{of}attn.c_qkv.W_B_{which}.weight"].T).reshape(
+            *tokens.shape, r, d
+        )
         if f"{of}attn.c_qkv.c_q.weight" in p:
             q = rope((y @ p[f"{of}attn.c_qkv.c_q.weight"].T).reshape(*tokens.shape, h, d))
         else:
@@ -85,7 +112,11 @@ def published_float64(params: dict, c: dict, tokens: np.ndarray) -> np.ndarray:
         x = x + heads.reshape(*tokens.shape, -1) @ p[f"{of}attn.c_proj.weight"].T
         y = norm(x, np.finfo(np.float32).eps)
         gate = y @ p[f"{of}mlp.c_fc1.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ p[f"{of}mlp.c_fc2.weight"].T)) @ p[f"{of}mlp.c_proj.weight"].T
+        x = (
+            x
+            + (gate / (1 + np.exp(-gate)) * (y @ p[f"{of}mlp.c_fc2.weight"].T))
+            @ p[f"{of}mlp.c_proj.weight"].T
+        )
     return norm(x, np.finfo(np.float32).eps) @ p["lm_head.weight"].T
 
 
@@ -126,27 +157,42 @@ def test_the_tied_embedding_may_go_by_either_name_or_both(mla):
         model = t6jax.from_reference(params | dict.fromkeys(names, embedding), config)
         np.testing.assert_array_equal(model.embedding[...], embedding)
     with pytest.raises(InputError, match=r"transformer\.wte\.weight and lm_head\.weight differ"):
-        t6jax.from_reference(params | {"transformer.wte.weight": embedding, "lm_head.weight": embedding + 1}, config)
+        t6jax.from_reference(
+            params | {"transformer.wte.weight": embedding, "lm_head.weight": embedding + 1}, config
+        )
 
 
 def test_a_missing_parameter_is_named(mla):
     params, config = mla
-    for name in ("transformer.h.2.attn.kv_b_proj.weight", "lm_head.weight", "transformer.h.0.mlp.c_fc2.weight"):
+    for name in (
+        "transformer.h.2.attn.kv_b_proj.weight",
+        "lm_head.weight",
+        "transformer.h.0.mlp.c_fc2.weight",
+    ):
         with pytest.raises(InputError, match=f"^the checkpoint lacks the parameter {name}$"):
             t6jax.from_reference({k: v for k, v in params.items() if k != name}, config)
 
 
 def test_an_unknown_parameter_is_named(mla):
     params, config = mla
-    extra = {"transformer.h.3.mlp.c_fc1.weight": np.zeros((2, 2), np.float32), "step": np.zeros((), np.float32)}
-    with pytest.raises(InputError, match=r"parameters that the model has not: step, transformer\.h\.3\.mlp\.c_fc1\.weight"):
+    extra = {
+        "transformer.h.3.mlp.c_fc1.weight": np.zeros((2, 2), np.float32),
+        "step": np.zeros((), np.float32),
+    }
+    with pytest.raises(
+        InputError,
+        match=r"parameters that the model has not: step, transformer\.h\.3\.mlp\.c_fc1\.weight",
+    ):
         t6jax.from_reference(params | extra, config)
 
 
 def test_a_misshapen_parameter_is_named_with_both_shapes(mla):
     params, config = mla
     name = "transformer.h.1.attn.q_b_proj.weight"
-    with pytest.raises(InputError, match=rf"^the parameter {name} has shape \[119, 24\], but the config asks for \[120, 24\]$"):
+    with pytest.raises(
+        InputError,
+        match=rf"^the parameter {name} has shape \[119, 24\], but the config asks for \[120, 24\]$",
+    ):
         t6jax.from_reference(params | {name: params[name][:-1]}, config)
 
 
@@ -175,5 +221,8 @@ def test_an_unknown_mechanism_and_mixed_dtypes_are_refused(mla):
     params, config = mla
     with pytest.raises(InputError, match="no mechanism is recognised"):
         t6jax.from_reference({k: v for k, v in params.items() if ".attn." not in k}, config)
-    with pytest.raises(InputError, match="must all be of one dtype of float32, bfloat16, float16; got float32, int32"):
+    with pytest.raises(
+        InputError,
+        match="must all be of one dtype of float32, bfloat16, float16; got float32, int32",
+    ):
         t6jax.from_reference(params | {"step": np.zeros((), np.int32)}, config)

@@ -12,9 +12,14 @@ from t6jax.ops.cross_entropy import cross_entropy, mean_cross_entropy
 def test_loss_and_gradients_are_those_of_the_textbook_formula(pieces):
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, table = jnp.asarray(random.standard_normal((3, 6, 8))), jnp.asarray(random.standard_normal((11, 8)))
+        x, table = (
+            jnp.asarray(random.standard_normal((3, 6, 8))),
+            jnp.asarray(random.standard_normal((11, 8))),
+        )
         targets = jnp.asarray(random.integers(0, 11, (3, 6)))
-        textbook = lambda x, table: 7 * jnp.mean(cross_entropy(jnp.einsum("btd,vd->btv", x, table), targets))
+        textbook = lambda x, table: (
+            7 * jnp.mean(cross_entropy(jnp.einsum("btd,vd->btv", x, table), targets))
+        )
         ours = lambda x, table: 7 * mean_cross_entropy(x, table, targets, pieces)
         want, got = (jax.value_and_grad(f, argnums=(0, 1))(x, table) for f in (textbook, ours))
         assert ours(x, table) == got[0]

@@ -32,6 +32,8 @@ def test_a_document_in_a_window_has_the_logits_that_it_has_alone(tiny_model_conf
     for d in documents:
         stop = start + 1 + len(d)
         alone = run(model, tokens[:, start:stop])
-        np.testing.assert_allclose(masked[:, start:stop], alone, rtol=0, atol=2e-5 * float(jnp.abs(alone).max()))
+        np.testing.assert_allclose(
+            masked[:, start:stop], alone, rtol=0, atol=2e-5 * float(jnp.abs(alone).max())
+        )
         assert start == 0 or float(jnp.abs(plain[:, start:stop] - alone).max()) > 1e-2
         start = stop

@@ -1,4 +1,6 @@
-"""RoPE, and Theorem 3.1: rotating B factors is rotating Q, and scores depend on relative positions only."""
+"""RoPE, and Theorem 3.1: rotating B factors is rotating Q, and scores depend on relative positions
+only.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ EPSILON = np.finfo(np.float32).eps
 
 
 def rotation_matrix(position: int, dim: int, base: float) -> np.ndarray:
-    """Appendix H.5's block-diagonal rotation, in float64, features paired (i, i + D/2), acting on row vectors."""
+    """Appendix H.5's block-diagonal rotation, in float64, features paired (i, i + D/2), acting on
+    row vectors.
+    """
     matrix = np.zeros((dim, dim))
     half = dim // 2
     for i in range(half):
@@ -27,7 +31,9 @@ def test_rope_is_the_rotation_of_the_paper(dim):
     x = np.random.default_rng(0).standard_normal((1, 5, 3, dim)).astype(np.float32)
     positions = np.array([[0, 1, 2, 100, 1023]])
     rotated = RoPE()(jnp.asarray(x), jnp.asarray(positions))
-    want = np.stack([x[0, t] @ rotation_matrix(p, dim, 10000.0) for t, p in enumerate(positions[0])])
+    want = np.stack(
+        [x[0, t] @ rotation_matrix(p, dim, 10000.0) for t, p in enumerate(positions[0])]
+    )
     # the angle's own float32 rounding, position * epsilon, is what the error is made of
     np.testing.assert_allclose(rotated[0], want, rtol=0, atol=4 * EPSILON * 1023 * np.abs(x).max())
 
@@ -60,5 +66,7 @@ def test_bfloat16_tables_round_the_cosines_and_sines_alone():
     positions = jnp.array([[0, 1, 5]])
     exact, rounded = RoPE()(x, positions), RoPE(table_dtype="bfloat16")(x, positions)
     difference = np.abs(np.asarray(exact - rounded))
-    assert 0 < difference.max() <= 2 * 2**-8 / 2 * 1.0001  # cos + sin, each off by half a bfloat16 ulp of at most 2^-8
+    assert (
+        0 < difference.max() <= 2 * 2**-8 / 2 * 1.0001
+    )  # cos + sin, each off by half a bfloat16 ulp of at most 2^-8
     assert rounded.dtype == jnp.float32

@@ -13,6 +13,7 @@ def test_value_and_gradient_are_the_formula_s():
         gate, up, weights = (jnp.asarray(3 * random.standard_normal((2, 5, 7))) for _ in range(3))
         formula = lambda gate, up: jax.nn.silu(gate) * up
         want, got = (
-            jax.value_and_grad(lambda *x, f=f: jnp.sum(weights * f(*x)), argnums=(0, 1))(gate, up) for f in (formula, swiglu)
+            jax.value_and_grad(lambda *x, f=f: jnp.sum(weights * f(*x)), argnums=(0, 1))(gate, up)
+            for f in (formula, swiglu)
         )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13), got, want)

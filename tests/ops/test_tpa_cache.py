@@ -9,11 +9,15 @@ from t6jax.ops.tpa_cache import TPACache, TPAEntry
 
 def entry(rng, batch, tokens):
     shapes = ((2, 5), (2, 8), (1, 5), (1, 6))
-    return TPAEntry(*(jnp.asarray(rng.standard_normal((batch, tokens, *s)), jnp.float32) for s in shapes))
+    return TPAEntry(
+        *(jnp.asarray(rng.standard_normal((batch, tokens, *s)), jnp.float32) for s in shapes)
+    )
 
 
 def empty(batch, length):
-    return TPACache.empty(batch, length, num_heads=5, rank_k=2, rank_v=1, key_dim=8, value_dim=6, dtype=jnp.float32)
+    return TPACache.empty(
+        batch, length, num_heads=5, rank_k=2, rank_v=1, key_dim=8, value_dim=6, dtype=jnp.float32
+    )
 
 
 def test_append_writes_behind_each_sequences_own_length():

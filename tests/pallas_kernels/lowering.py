@@ -4,7 +4,10 @@ import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 HOPPER = AbstractMesh(
-    (1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
+    (1,),
+    ("x",),
+    axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu"),
 )
 
 

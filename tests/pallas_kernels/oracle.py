@@ -3,11 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import tpa_cache
+from pallas_kernels.decode import cache_layout
 
 
 def oracle(query, factors, lengths, scale):
-    """(outputs, log-sum-exps, and the outputs' sums of absolute terms, by which rounding errors are measured)."""
+    """(outputs, log-sum-exps, and the outputs' sums of absolute terms, by which rounding errors are
+    measured).
+    """
     a_k, b_k, a_v, b_v = [np.asarray(x, np.float64) for x in factors]
     if isinstance(query, tuple):
         a_q, b_q = [np.asarray(x, np.float64) for x in query]
@@ -33,13 +35,23 @@ def oracle(query, factors, lengths, scale):
 
 
 def rotation(dim, dtype="float32"):
-    return tpa_cache.Rotation(tuple(float(np.float32(10000.0) ** np.float32(-2 * i / dim)) for i in range(dim // 2)), dtype)
+    return cache_layout.Rotation(
+        tuple(float(np.float32(10000.0) ** np.float32(-2 * i / dim)) for i in range(dim // 2)),
+        dtype,
+    )
 
 
 def rotated(b_k, rotation):
-    """Keys [B, M, R_K, D] after RoPE, rounded as the kernels round: angles to float32, keys to their own dtype."""
-    angles = np.arange(b_k.shape[1], dtype=np.float32)[:, None] * np.asarray(rotation.frequencies, np.float32)
-    cos, sin = [np.float64(jnp.asarray(f(np.float64(angles)), rotation.dtype))[:, None] for f in (np.cos, np.sin)]
+    """Keys [B, M, R_K, D] after RoPE, rounded as the kernels round: angles to float32, keys to
+    their own dtype.
+    """
+    angles = np.arange(b_k.shape[1], dtype=np.float32)[:, None] * np.asarray(
+        rotation.frequencies, np.float32
+    )
+    cos, sin = [
+        np.float64(jnp.asarray(f(np.float64(angles)), rotation.dtype))[:, None]
+        for f in (np.cos, np.sin)
+    ]
     x, y = np.split(np.asarray(b_k, np.float64), 2, axis=-1)
     return jnp.asarray(np.concatenate([x * cos + y * sin, y * cos - x * sin], axis=-1), b_k.dtype)
 
@@ -59,15 +71,19 @@ def make(layout, lengths, capacity, N, R_Q, dtype, query_scale=1.0, equal=False,
     ]
     constants = {}
     if not layout.stores_a:  # one A for all tokens
-        factors[0], factors[2] = [jnp.broadcast_to(factors[i][:1, :1], factors[i].shape) for i in (0, 2)]
+        factors[0], factors[2] = [
+            jnp.broadcast_to(factors[i][:1, :1], factors[i].shape) for i in (0, 2)
+        ]
         constants["a"] = factors[0][0, 0], factors[2][0, 0]
     if layout.shared_b:
         factors[3] = factors[1]
     if not layout.stores_b:  # one B for all sequences
-        factors[1], factors[3] = [jnp.broadcast_to(factors[i][:1], factors[i].shape) for i in (1, 3)]
-        constants["b"] = tpa_cache.pack_b(layout, factors[1][0], factors[3][0])
+        factors[1], factors[3] = [
+            jnp.broadcast_to(factors[i][:1], factors[i].shape) for i in (1, 3)
+        ]
+        constants["b"] = cache_layout.pack_b(layout, factors[1][0], factors[3][0])
     behind = jnp.arange(capacity) >= jnp.asarray(lengths)[:, None]
-    rows = tpa_cache.pack(layout, *factors)
+    rows = cache_layout.pack(layout, *factors)
     rows = jnp.where(
         behind.reshape(*behind.shape, *[1] * (rows.ndim - 2)), jnp.nan, rows
     )  # nothing behind a sequence's end may matter

@@ -23,7 +23,10 @@ from tests.evaluation.models import config, random_model, save_run
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     make = lambda seed: random_model(config("mha", vocab_size=257), seed)
-    return [str(save_run(tmp_path_factory.mktemp(f"run{seed}"), make(seed), step=seed + 1)) for seed in range(2)]
+    return [
+        str(save_run(tmp_path_factory.mktemp(f"run{seed}"), make(seed), step=seed + 1))
+        for seed in range(2)
+    ]
 
 
 def test_a_row_for_each_checkpoint_and_the_papers(runs, task_folder, capsys):  # noqa: F811
@@ -67,50 +70,94 @@ def test_the_papers_tasks_are_the_harnesss():
 
 def test_the_harnesss_own_command_line(runs, task_folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     # its index of 14,000 files, which takes a quarter of a minute, is not what is tested
-    own = lambda include_path=None, metadata=None: manager(include_path=include_path, metadata=metadata, include_defaults=False)
+    own = lambda include_path=None, metadata=None: manager(
+        include_path=include_path, metadata=metadata, include_defaults=False
+    )
     manager = tasks.TaskManager
     monkeypatch.setattr(tasks, "TaskManager", own)
-    line = ["lm_eval", "--model", "t6jax", "--model_args", f"ckpt={runs[0]}", "--tasks", "local_choice", "--limit", "4"]
-    monkeypatch.setattr(sys, "argv", [*line, "--include_path", str(task_folder), "--output_path", str(tmp_path)])
+    line = [
+        "lm_eval",
+        "--model",
+        "t6jax",
+        "--model_args",
+        f"ckpt={runs[0]}",
+        "--tasks",
+        "local_choice",
+        "--limit",
+        "4",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", [*line, "--include_path", str(task_folder), "--output_path", str(tmp_path)]
+    )
     command.main()
     assert "local_choice" in capsys.readouterr().out
     (results,) = tmp_path.rglob("results_*.json")
     assert json.loads(results.read_text())["config"]["step"] == 1
-    monkeypatch.setattr(sys, "argv", [*line, "--include_path", str(task_folder), "--apply_chat_template"])
+    monkeypatch.setattr(
+        sys, "argv", [*line, "--include_path", str(task_folder), "--apply_chat_template"]
+    )
     with pytest.raises(SystemExit):
         command.main()
-    assert "error: --apply_chat_template: a t6jax checkpoint has no chat template" in capsys.readouterr().err
+    assert (
+        "error: --apply_chat_template: a t6jax checkpoint has no chat template"
+        in capsys.readouterr().err
+    )
 
 
 def test_both_of_the_harnesss_commands_are_installed_from_here():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"lm_eval": "t6jax.programs.lm_eval:main", "lm-eval": "t6jax.programs.lm_eval:main"}
+    assert scripts == {
+        "lm_eval": "t6jax.programs.lm_eval:main",
+        "lm-eval": "t6jax.programs.lm_eval:main",
+    }
 
 
 @pytest.mark.slow
 def test_without_a_network_the_data_sets_are_named(runs, tmp_path):
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "nothing")}
-    run = command_of("eval.py", f"--ckpt={runs[0]}", "--tasks=paper", "--num_fewshot=2", "--paper_row=medium/tpa")
+    run = command_of(
+        "eval.py", f"--ckpt={runs[0]}", "--tasks=paper", "--num_fewshot=2", "--paper_row=medium/tpa"
+    )
     options = process_options()
     options["env"] |= offline
     done = subprocess.run(run, **options, capture_output=True, check=False)
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    for name in ("allenai/ai2_arc", "aps/super_glue", "Rowan/hellaswag", "allenai/openbookqa", "baber/piqa", "cais/mmlu"):
+    for name in (
+        "allenai/ai2_arc",
+        "aps/super_glue",
+        "Rowan/hellaswag",
+        "allenai/openbookqa",
+        "baber/piqa",
+        "cais/mmlu",
+    ):
         assert name in sentence
-    assert f"which the harness looks for in {tmp_path / 'nothing'} (HF_HOME) and then on the Hugging Face Hub" in sentence
+    assert (
+        f"which the harness looks for in {tmp_path / 'nothing'} (HF_HOME) and then on the Hugging "
+        "Face Hub" in sentence
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(["local_choice"], apply_chat_template=True), "--apply_chat_template: a t6jax checkpoint has no chat template"),
-        (Options(["local_choice"], include_path="nowhere"), "--include_path=nowhere: there is no such folder"),
+        (
+            Options(["local_choice"], apply_chat_template=True),
+            "--apply_chat_template: a t6jax checkpoint has no chat template",
+        ),
+        (
+            Options(["local_choice"], include_path="nowhere"),
+            "--include_path=nowhere: there is no such folder",
+        ),
         (Options(["local_broken"]), "the data of local_broken cannot be read: .*nowhere.jsonl"),
     ],
 )
 def test_what_cannot_be_is_named_before_the_work(runs, options, message, tmp_path):
-    broken = {"task": "local_broken", "dataset_path": "json", "dataset_kwargs": {"data_files": {"validation": "nowhere.jsonl"}}}
+    broken = {
+        "task": "local_broken",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": "nowhere.jsonl"}},
+    }
     (tmp_path / "local_broken.yaml").write_text(
         json.dumps(broken | {"validation_split": "validation", "output_type": "loglikelihood"})
     )

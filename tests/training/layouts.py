@@ -1,4 +1,5 @@
-"""Trains tiny models over 8 virtual CPU devices in every layout and prints what was seen, for test_layouts.py.
+"""Trains tiny models over 8 virtual CPU devices in every layout and prints what was seen, for
+test_layouts.py.
 
 usage: python tests/training/layouts.py, in the repository's root
 """
@@ -8,7 +9,8 @@ import os
 
 # unoptimized code: the compiler's time is most of this program's
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
 )
 
 import jax
@@ -17,8 +19,8 @@ from jax.sharding import Mesh
 
 from configs import common
 from t6jax.config import ModelConfig
-from t6jax.parallel import MESH_AXES
-from t6jax.training.compiled import collectives, equations, written
+from t6jax.parallel.collectives import collectives, equations, written
+from t6jax.parallel.mesh import MESH_AXES
 from t6jax.training.step import Trainer
 
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 73
@@ -31,18 +33,23 @@ LAYOUTS = {
     "fsdp 4 x sequence 2, both on d_model, dots": {"data": 1, "fsdp": 4, "sequence": 2},
 }
 BOTH = "fsdp 4 x sequence 2, both on d_model, dots"
-# heads, SwiGLU's width (85) and vocabulary divide by nothing; the vocabulary filled up to 74 or 76, and a device's 37 or 19 of
-# it, are no other size here: they tell logits from other arrays
+# heads, SwiGLU's width (85) and vocabulary divide by nothing; the vocabulary filled up to 74 or 76,
+# and a device's 37 or 19 of it, are no other size here: they tell logits from other arrays
 MECHANISMS = {
     "tpa": {"num_heads": 5, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
     "tpa_kvonly": {"num_heads": 5, "head_dim": 8},
     "mha": {"num_heads": 5, "head_dim": 8},
     "mla": {"num_heads": 5, "head_dim": 8, "kv_rank": 12, "q_rank": 20, "rope_dim": 4},
-    "gqa": {"num_heads": 9, "head_dim": 8, "num_kv_heads": 3},  # heads are split, and their groups are not
+    "gqa": {
+        "num_heads": 9,
+        "head_dim": 8,
+        "num_kv_heads": 3,
+    },  # heads are split, and their groups are not
 }
 MIXED = "fsdp 2 x tensor 2 x sequence 2"
-# What two models differ in whose compiled step's memory is compared: many parameters beside few tokens (12 on a device, so that
-# parallel.keeps_activations takes no array with a row for each of 8 devices for theirs); many logits.
+# What two models differ in whose compiled step's memory is compared: many parameters beside few
+# tokens (12 on a device, so that remat.keep_activations takes no array with a row for each of 8
+# devices for theirs); many logits.
 MANY_LAYERS = [{"num_layers": n, "d_model": 256, "context_length": 6} for n in (4, 8)]
 MANY_LOGITS = [{"vocab_size": n} for n in (1021, 2045)]
 # layout, the two models, what both have besides
@@ -63,12 +70,16 @@ def trainer(mechanism: str, layout: str, masked: bool, parts: int, **keys) -> Tr
     """keys: of the model, in place of what it has here."""
     config = common.get_config()
     config.update(batch_size=ROWS, accumulation_steps=parts)
-    config.model.update(vocab_size=VOCABULARY, num_layers=2, d_model=32, context_length=LENGTH, dtype="float32")
+    config.model.update(
+        vocab_size=VOCABULARY, num_layers=2, d_model=32, context_length=LENGTH, dtype="float32"
+    )
     # both ways are used, over one axis and over several
     config.model.unroll = layout != "one" and (layout != MIXED or mechanism == "tpa")
     config.model.update(keys)
     config.model.attention = common.attention(mechanism, **MECHANISMS[mechanism])
-    config.optimizer.update(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=STEPS)
+    config.optimizer.update(
+        learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, decay_steps=STEPS
+    )
     config.mesh.update(LAYOUTS[layout])
     if layout == BOTH:
         config.sharding.d_model = "fsdp,sequence"
@@ -76,19 +87,27 @@ def trainer(mechanism: str, layout: str, masked: bool, parts: int, **keys) -> Tr
     config = config.to_dict()
     sizes = [config["mesh"][axis] for axis in MESH_AXES]
     mesh = Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), MESH_AXES)
-    return Trainer(config, ModelConfig.from_dict(config["model"]), mesh, document_start=3 if masked else None)
+    return Trainer(
+        config, ModelConfig.from_dict(config["model"]), mesh, document_start=3 if masked else None
+    )
 
 
 def batches() -> list[np.ndarray]:
     """Rows that count on from their first token, with some noise: there is something to learn."""
     draw = np.random.default_rng(0)
-    counting = lambda: (draw.integers(0, VOCABULARY, (ROWS, 1)) + np.arange(LENGTH + 1)) % VOCABULARY
-    noise = lambda x: np.where(draw.random(x.shape) < 0.3, draw.integers(0, VOCABULARY, x.shape), x).astype(np.int32)
+    counting = lambda: (
+        (draw.integers(0, VOCABULARY, (ROWS, 1)) + np.arange(LENGTH + 1)) % VOCABULARY
+    )
+    noise = lambda x: np.where(
+        draw.random(x.shape) < 0.3, draw.integers(0, VOCABULARY, x.shape), x
+    ).astype(np.int32)
     return [noise(counting()) for _ in range(STEPS)]
 
 
 def logits(t: Trainer, parts: int) -> dict:
-    """What tells a micro-batch's logits on one device: its tokens; the vocabulary, as it is, filled up, and one device's part."""
+    """What tells a micro-batch's logits on one device: its tokens; the vocabulary, as it is, filled
+    up, and one device's part.
+    """
     sizes = t.mesh.shape
     tokens = ROWS // parts * LENGTH // (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     part = -(-VOCABULARY // sizes["tensor"])
@@ -96,22 +115,39 @@ def logits(t: Trainer, parts: int) -> dict:
 
 
 def growth(layout: str, models: list[dict], both: dict) -> dict:
-    """Temporary bytes of a device in each of two models' compiled steps, and the elements of their layers' parameters."""
+    """Temporary bytes of a device in each of two models' compiled steps, and the elements of their
+    layers' parameters.
+    """
     found = {"layout": layout, "unroll": both.get("unroll", True), "temporary": [], "layers": []}
     for keys in models:
         t = trainer("tpa", layout, False, 1, **keys, **both)
-        windows = jax.ShapeDtypeStruct((ROWS, keys.get("context_length", LENGTH) + 1), "int32", sharding=t.batch_sharding)
+        windows = jax.ShapeDtypeStruct(
+            (ROWS, keys.get("context_length", LENGTH) + 1), "int32", sharding=t.batch_sharding
+        )
         memory = t.step.trace(t.abstract_arrays(), windows).lower().compile().memory_analysis()
         found["temporary"].append(memory.temp_size_in_bytes)
-        found["layers"].append(sum(x.size for x in jax.tree.leaves(t.abstract_state.params["blocks"])))
+        found["layers"].append(
+            sum(x.size for x in jax.tree.leaves(t.abstract_state.params["blocks"]))
+        )
     return found
 
 
 def kept_of_layers() -> list[tuple[int, ...]]:
-    """Shapes of what loops over layers hand on, as for the gradient. 12 own tokens and 6 of a chunk are no other size here."""
+    """Shapes of what loops over layers hand on, as for the gradient. 12 own tokens and 6 of a chunk
+    are no other size here.
+    """
     t = trainer("tpa_kvonly", MIXED, False, 1, context_length=24, unroll=False)
-    traced = t.step.trace(t.abstract_arrays(), jax.ShapeDtypeStruct((ROWS, 25), "int32", sharding=t.batch_sharding))
-    return sorted({v.aval.shape for e, _ in equations(traced) if e.primitive.name == "scan" for v in e.outvars})
+    traced = t.step.trace(
+        t.abstract_arrays(), jax.ShapeDtypeStruct((ROWS, 25), "int32", sharding=t.batch_sharding)
+    )
+    return sorted(
+        {
+            v.aval.shape
+            for e, _ in equations(traced)
+            if e.primitive.name == "scan"
+            for v in e.outvars
+        }
+    )
 
 
 def run(case: tuple, states: dict) -> dict:
@@ -123,7 +159,9 @@ def run(case: tuple, states: dict) -> dict:
     zeros = lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s)
     rest = jax.tree.map(zeros, t.abstract_state.opt_state, t.shardings.opt_state)
     key = jax.device_put(jax.random.key(0), t.shardings.key)
-    state = type(t.abstract_state)(zeros(t.abstract_state.step, t.shardings.step), params, rest, key)
+    state = type(t.abstract_state)(
+        zeros(t.abstract_state.step, t.shardings.step), params, rest, key
+    )
     rows = [jax.device_put(x, t.batch_sharding) for x in batches()]
     traced = t.step.trace(state, rows[0])
     compiled = traced.lower().compile()
@@ -135,7 +173,10 @@ def run(case: tuple, states: dict) -> dict:
         "case": case,
         "losses": losses,
         "collectives": [(c.kind, c.shapes, c.times) for c in collectives(compiled)],
-        "written": [(kind, axes, *numbers) for (kind, axes), numbers in written(traced, t.mesh.shape).items()],
+        "written": [
+            (kind, axes, *numbers)
+            for (kind, axes), numbers in written(traced, t.mesh.shape).items()
+        ],
         "arguments": memory.argument_size_in_bytes,
         "logits": logits(t, case[3]),
         "embedding": list(t.abstract_state.params["embedding"].shape),

@@ -1,4 +1,6 @@
-"""Numbers that are not finite are not applied, lack of memory is a sentence, and a trace of some steps is written."""
+"""Numbers that are not finite are not applied, lack of memory is a sentence, and a trace of some
+steps is written.
+"""
 
 import json
 
@@ -8,11 +10,11 @@ import numpy as np
 import pytest
 
 from t6jax import InputError, ModelConfig
+from t6jax.parallel.mesh import make_mesh
 from t6jax.runs import checkpoint_steps
 from t6jax.training import loop
 from t6jax.training.failures import out_of_memory
 from t6jax.training.profile import profiled_steps
-from t6jax.training.sharding import make_mesh
 from t6jax.training.step import Trainer
 
 
@@ -22,7 +24,9 @@ def lines(workdir) -> list[dict]:
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Trainer's loss, not a number for the batches of these numbers (counted by the state's step, from 0)."""
+    """Trainer's loss, not a number for the batches of these numbers (counted by the state's step,
+    from 0).
+    """
 
     def poison(bad):
         step, loss_and_grads = Trainer._step, Trainer._loss_and_grads
@@ -41,7 +45,9 @@ def poisoned(monkeypatch):
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(run_config, poisoned):
     poisoned({1})
-    t = Trainer(run_config, ModelConfig.from_dict(run_config["model"]), make_mesh(run_config["mesh"]))
+    t = Trainer(
+        run_config, ModelConfig.from_dict(run_config["model"]), make_mesh(run_config["mesh"])
+    )
     tokens = np.random.default_rng(0).integers(0, 257, (4, 17)).astype(np.int32)
     host = lambda state: jax.tree.map(np.array, (state.params, state.opt_state))
     state, _ = t.step(t.create(jax.random.key(0)), tokens)
@@ -54,19 +60,31 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(run_config, pois
     assert not np.array_equal(state.params["embedding"], before[0]["embedding"])
 
 
-def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(run_config, poisoned, tmp_path, capsys):
+def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(
+    run_config, poisoned, tmp_path, capsys
+):
     poisoned({1, 6, 7, 8, 9})
     run_config |= {"steps": 12, "stop_after_not_finite": 4, "profile": "2:3"}
-    with pytest.raises(InputError, match=r"not finite in 4 steps in a row, up to step 10: .* the checkpoint of step 4 is kept"):
+    with pytest.raises(
+        InputError,
+        match=r"not finite in 4 steps in a row, up to step 10: .* the checkpoint of step 4 is kept",
+    ):
         loop.train(run_config, tmp_path)
     assert checkpoint_steps(tmp_path) == [4], "the one due at step 8 waits"
     events = [line for line in lines(tmp_path) if "event" in line]
     want = [(2, [4, 7], 1), (7, [24, 27], 1), (8, [28, 31], 2), (9, [32, 35], 3), (10, [36, 39], 4)]
     assert [(e["step"], e["windows"], e["in_a_row"]) for e in events] == want
-    losses = [line["step"] for line in lines(tmp_path) if "train_loss" in line and "event" not in line]
+    losses = [
+        line["step"] for line in lines(tmp_path) if "train_loss" in line and "event" not in line
+    ]
     assert losses == [1, 3, 4, 5, 6]
-    assert "step 2: loss nan, gradient norm nan: not applied (1 in a row; windows 4 to 7" in capsys.readouterr().out
-    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")  # what XProf and TensorBoard's profile plugin read
+    assert (
+        "step 2: loss nan, gradient norm nan: not applied (1 in a row; windows 4 to 7"
+        in capsys.readouterr().out
+    )
+    (trace,) = (tmp_path / "profile").rglob(
+        "*.xplane.pb"
+    )  # what XProf and TensorBoard's profile plugin read
     content = trace.read_bytes()
     assert b"train" in content and b"step_num" in content
 
@@ -80,13 +98,19 @@ def test_out_of_memory_says_what_to_lower(run_config):
 
 
 def test_steps_to_trace():
-    assert (profiled_steps(""), profiled_steps("20:24"), profiled_steps("7")) == (range(0), range(20, 25), range(7, 8))
+    assert (profiled_steps(""), profiled_steps("20:24"), profiled_steps("7")) == (
+        range(0),
+        range(20, 25),
+        range(7, 8),
+    )
     for wrong in ("4:3", "0:3", "3-4", "x"):
         with pytest.raises(InputError, match="must be the first and the last step to trace"):
             profiled_steps(wrong)
 
 
-def test_steps_that_a_run_is_past_or_never_comes_to_are_not_traced_without_a_word(run_config, tmp_path, capsys):
+def test_steps_that_a_run_is_past_or_never_comes_to_are_not_traced_without_a_word(
+    run_config, tmp_path, capsys
+):
     run_config["profile"] = "8:9"
     with pytest.raises(InputError, match="profile='8:9' must end at steps=8 or before"):
         loop.train(run_config, tmp_path)

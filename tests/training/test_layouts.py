@@ -17,7 +17,9 @@ MIXED = "fsdp 2 x tensor 2 x sequence 2"
 def printed() -> list:
     options = process_options()
     options["env"] |= {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "tests/training/layouts.py"], **options, check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "tests/training/layouts.py"], **options, check=True, stdout=subprocess.PIPE
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -36,7 +38,9 @@ def of(runs: list[dict], layout: str) -> dict:
 
 
 def are_full_logits(shape: list[int], run: dict) -> bool:
-    """Whether an array may be all logits of the tokens of a device's micro-batch or more, their parts side by side or not."""
+    """Whether an array may be all logits of the tokens of a device's micro-batch or more, their
+    parts side by side or not.
+    """
     tokens, widths = run["logits"]["tokens"], run["logits"]["widths"]
     of_vocabulary = bool(set(widths) & set(shape)) and shape != run["embedding"]
     return of_vocabulary and math.prod(shape) >= tokens * widths[0]
@@ -47,7 +51,8 @@ def test_full_logits_are_told_from_what_else_is_sent():
     run = {"logits": {"tokens": 8 * 16, "widths": [73, 76, 19]}, "embedding": [73, 32]}
     for full in ([8, 16, 76], [8, 16, 73], [4, 8, 16, 19], [128, 76], [16, 16, 73]):
         assert are_full_logits(full, run), full
-    # one device's part; hidden states; numbers of a token; a layer's parameters; the embedding, and its parts
+    # one device's part; hidden states; numbers of a token; a layer's parameters; the embedding, and
+    # its parts
     for other in ([8, 16, 19], [8, 16, 32], [8, 16], [4, 1368], [73, 32], [73, 8], [19, 32]):
         assert not are_full_logits(other, run), other
 
@@ -55,8 +60,9 @@ def test_full_logits_are_told_from_what_else_is_sent():
 @pytest.mark.slow
 def test_every_mechanism_in_every_layout_gives_one_devices_losses(runs):
     assert len(runs) == 5 * 6 + 2
-    # Sums are taken in another order. A step's loss is off by a few epsilon (6e-8) of sums of 32 to 256 terms; Adam's
-    # division turns a gradient's relative error into one of its step, at most 1e-2 of a weight, which 20 steps add up.
+    # Sums are taken in another order. A step's loss is off by a few epsilon (6e-8) of sums of 32 to
+    # 256 terms; Adam's division turns a gradient's relative error into one of its step, at most
+    # 1e-2 of a weight, which 20 steps add up.
     single = {(r["case"][0], *r["case"][2:]): r["losses"] for r in runs if r["case"][1] == "one"}
     for r in runs:
         want = single[(r["case"][0], *r["case"][2:])]
@@ -72,32 +78,47 @@ def test_no_stack_of_parameters_and_no_full_logits_are_gathered(runs):
         for kind, shapes, _ in r["collectives"]:
             for _, shape in shapes:
                 if kind in ("all-gather", "all-to-all"):
-                    assert sorted(shape) not in stacks and math.prod(shape) < layers, (r["case"], kind, shape)
+                    assert sorted(shape) not in stacks and math.prod(shape) < layers, (
+                        r["case"],
+                        kind,
+                        shape,
+                    )
                 assert not are_full_logits(shape, r), (r["case"], kind, shape)
 
 
 @pytest.mark.slow
 def test_what_is_compiled_sends_what_the_program_says(runs):
     for r in runs:
-        if r["case"][3] > 1:  # for CPU, XLA takes some of what is the same in all micro-batches out of their loop
+        if (
+            r["case"][3] > 1
+        ):  # for CPU, XLA takes some of what is the same in all micro-batches out of their loop
             continue
         compiled = {}
         for kind, shapes, times in r["collectives"]:
-            compiled[kind] = compiled.get(kind, 0) + times * sum(math.prod(shape) * 4 for _, shape in shapes)
+            compiled[kind] = compiled.get(kind, 0) + times * sum(
+                math.prod(shape) * 4 for _, shape in shapes
+            )
         written = {}
         for kind, _, _, size in r["written"]:
             written[kind] = written.get(kind, 0) + size
         few = 4 * 32  # sums of a number of each parameter, for the gradient's norm, are XLA's own
         for kind in written | compiled:
-            # XLA merges what is sent twice, as the embedding for its two uses, and sends nothing else
-            assert 0.8 * written.get(kind, 0) - few <= compiled.get(kind, 0) <= written.get(kind, 0) + few, (r["case"], kind)
+            # XLA merges what is sent twice, as the embedding for its two uses, and sends nothing
+            # else
+            assert (
+                0.8 * written.get(kind, 0) - few
+                <= compiled.get(kind, 0)
+                <= written.get(kind, 0) + few
+            ), (r["case"], kind)
 
 
 @pytest.mark.slow
 def test_over_data_gradients_are_summed_once_a_step(runs):
     (sums,) = of(runs, "data 8")["collectives"]
     assert sums[0] == "all-reduce" and sums[2] == 1
-    parameters = math.prod(of(runs, "data 8")["embedding"]) + sum(math.prod(shape) for shape in of(runs, "data 8")["stacked"])
+    parameters = math.prod(of(runs, "data 8")["embedding"]) + sum(
+        math.prod(shape) for shape in of(runs, "data 8")["stacked"]
+    )
     assert sum(math.prod(shape) for _, shape in sums[1]) == parameters + 1  # and the loss
 
 
@@ -106,13 +127,20 @@ def test_over_fsdp_a_device_stores_its_share_and_a_layer_is_gathered_at_a_time(r
     one, fsdp = of(runs, "one"), of(runs, "fsdp 8")
     batch = 16 * 17 * 4
     assert fsdp["arguments"] - batch // 8 == pytest.approx((one["arguments"] - batch) / 8, rel=0.01)
-    layers, embedding = sum(math.prod(shape) for shape in one["stacked"]), math.prod(one["embedding"])
-    size = lambda kind: sum(n * math.prod(s) for k, shapes, n in fsdp["collectives"] if k == kind for _, s in shapes)
-    # each layer for the forward pass and again for the backward pass; the embedding for its two uses, and again
+    layers, embedding = (
+        sum(math.prod(shape) for shape in one["stacked"]),
+        math.prod(one["embedding"]),
+    )
+    size = lambda kind: sum(
+        n * math.prod(s) for k, shapes, n in fsdp["collectives"] if k == kind for _, s in shapes
+    )
+    # each layer for the forward pass and again for the backward pass; the embedding for its two
+    # uses, and again
     assert size("all-gather") <= 2 * layers + 4 * embedding
     assert size("reduce-scatter") == (layers + 2 * embedding) / 8
     assert not [c for c in fsdp["collectives"] if c[0] in ("all-to-all", "collective-permute")]
-    # all parameters of a layer at once: of two layers, the last one is kept for the backward pass; the embedding for its two uses
+    # all parameters of a layer at once: of two layers, the last one is kept for the backward pass;
+    # the embedding for its two uses
     written = {kind: count for kind, axes, count, _ in fsdp["written"]}
     assert (written["all-gather"], written["reduce-scatter"]) == (2 + 1 + 2, 2 + 2)
 
@@ -121,9 +149,10 @@ def test_over_fsdp_a_device_stores_its_share_and_a_layer_is_gathered_at_a_time(r
 def test_over_fsdp_a_device_never_has_the_whole_parameters_or_gradients_of_all_layers(growing):
     # what a layer more adds to a device's memory, in whole layers of float32 parameters
     added = lambda g: np.diff(g["temporary"])[0] / 4 / np.diff(g["layers"])[0]
-    # 1 or more where it keeps all layers' parameters or gradients whole, as over data all gradients. Over fsdp there is an eighth
-    # of the gradients, and what is kept of 12 tokens: some 25 d_model each beside 8 d_model^2 parameters, another eighth.
-    # The bound is twice both, and half of what keeping them whole would add.
+    # 1 or more where it keeps all layers' parameters or gradients whole, as over data all
+    # gradients. Over fsdp there is an eighth of the gradients, and what is kept of 12 tokens: some
+    # 25 d_model each beside 8 d_model^2 parameters, another eighth. The bound is twice both, and
+    # half of what keeping them whole would add.
     assert added(growing["data 8", True]) > 1
     for unroll in (True, False):
         assert added(growing["fsdp 8", unroll]) < 1 / 2, unroll
@@ -131,8 +160,8 @@ def test_over_fsdp_a_device_never_has_the_whole_parameters_or_gradients_of_all_l
 
 @pytest.mark.slow
 def test_over_tensor_a_device_never_has_full_logits(growing):
-    # Bytes that a token more of the vocabulary adds. Its full logits, of 8 rows of 16 tokens, are these. The device's quarter of
-    # them lives three times: logits, exponentials, gradient.
+    # Bytes that a token more of the vocabulary adds. Its full logits, of 8 rows of 16 tokens, are
+    # these. The device's quarter of them lives three times: logits, exponentials, gradient.
     bytes_of_logits = 4 * 8 * 16
     smaller, larger = growing["tensor 4 x data 2", True]["temporary"]
     assert (larger - smaller) / (2048 - 1024) < bytes_of_logits  # filled up
@@ -140,13 +169,22 @@ def test_over_tensor_a_device_never_has_full_logits(growing):
 
 @pytest.mark.slow
 def test_along_the_sequence_factors_travel_and_keys_and_values_do_not(runs):
-    gathered = [tuple(s) for kind, shapes, _ in of(runs, MIXED)["collectives"] if kind == "all-gather" for _, s in shapes]
-    # [B, devices, tokens of each, numbers]: R_K + R_V = 3 times this device's heads, filled up to 16, and head_dim = 8
-    assert {shape for shape in gathered if shape[:3] == (8, 2, 8) and len(shape) > 3} == {(8, 2, 8, 3 * (16 + 8))}
+    gathered = [
+        tuple(s)
+        for kind, shapes, _ in of(runs, MIXED)["collectives"]
+        if kind == "all-gather"
+        for _, s in shapes
+    ]
+    # [B, devices, tokens of each, numbers]: R_K + R_V = 3 times this device's heads, filled up to
+    # 16, and head_dim = 8
+    assert {shape for shape in gathered if shape[:3] == (8, 2, 8) and len(shape) > 3} == {
+        (8, 2, 8, 3 * (16 + 8))
+    }
 
 
 @pytest.mark.slow
 def test_along_the_sequence_keys_and_values_of_all_of_it_are_not_kept_for_the_gradient(printed):
     kept = [tuple(shape) for shape in printed[-1]]
-    # [layers, B, T, heads on a device, head_dim]: of the device's own tokens, as queries are, and of all
+    # [layers, B, T, heads on a device, head_dim]: of the device's own tokens, as queries are, and
+    # of all
     assert (2, 8, 12, 3, 8) in kept and (2, 8, 24, 3, 8) not in kept

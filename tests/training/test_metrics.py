@@ -11,7 +11,9 @@ from tests.conftest import TINY
 
 def test_going_on_drops_what_was_logged_of_later_steps_and_a_broken_last_line(tmp_path):
     path = tmp_path / METRICS
-    path.write_text('{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n{"step": 3, "x": 3}\n{"step": 4, "x"')
+    path.write_text(
+        '{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n{"step": 3, "x": 3}\n{"step": 4, "x"'
+    )
     with MetricsLog(tmp_path, 2, tensorboard=False) as log:
         log.write(3, {"x": 30.0})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -28,13 +30,17 @@ def test_tensorboard_events_are_written(tmp_path):
     assert b"train_loss" in events.read_bytes()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (187, "3m07s"), (19200, "5h20m"), (187200, "2d04h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (187, "3m07s"), (19200, "5h20m"), (187200, "2d04h")],
+)
 def test_durations_for_people(seconds, text):
     assert duration(seconds) == text
 
 
 def test_flops_are_six_a_parameter_and_causal_attention_once():
     config = ModelConfig.from_dict(TINY)
-    # per layer and token: Q K^T and P V over 16 seen tokens on average, 5 heads of 8, 2 FLOP each, thrice
+    # per layer and token: Q K^T and P V over 16 seen tokens on average, 5 heads of 8, 2 FLOP each,
+    # thrice
     attention = 3 * 2 * (16 * 5 * 8) * 2 * 3
     assert flops_per_token(config, 32) == 6 * config.parameter_count + attention

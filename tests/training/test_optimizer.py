@@ -18,21 +18,33 @@ def test_the_schedule_is_linear_then_cosine_then_constant():
     halfway = (1e-4 + 1e-5) / 2
     want = [0, 1e-4 / 2000, 5e-5, 1e-4, halfway, 1e-5, 1e-5]
     # the schedule is computed in float32: a fraction of a cosine's range is off by a few epsilon
-    np.testing.assert_allclose([float(schedule(s)) for s in steps], want, rtol=0, atol=8 * 2**-24 * 1e-4)
+    np.testing.assert_allclose(
+        [float(schedule(s)) for s in steps], want, rtol=0, atol=8 * 2**-24 * 1e-4
+    )
 
 
 def test_the_update_is_adamw_behind_clipping_every_parameter_decaying():
-    settings = XL | {"warmup_steps": 0, "decay_steps": 10, "learning_rate": 1e-2, "min_learning_rate": 1e-2}
+    settings = XL | {
+        "warmup_steps": 0,
+        "decay_steps": 10,
+        "learning_rate": 1e-2,
+        "min_learning_rate": 1e-2,
+    }
     optimizer = make_optimizer(settings)
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.standard_normal((3, 4)), jnp.float32), "b": jnp.asarray(rng.standard_normal(4), jnp.float32)}
+    params = {
+        "w": jnp.asarray(rng.standard_normal((3, 4)), jnp.float32),
+        "b": jnp.asarray(rng.standard_normal(4), jnp.float32),
+    }
     state = optimizer.init(params)
     want = {k: np.asarray(v, np.float64) for k, v in params.items()}
     m = {k: np.zeros_like(v) for k, v in want.items()}
     v = {k: np.zeros_like(x) for k, x in want.items()}
     for step in range(1, 4):
         grads = {k: rng.standard_normal(x.shape).astype(np.float32) * step for k, x in want.items()}
-        updates, state = optimizer.update({k: jnp.asarray(g) for k, g in grads.items()}, state, params)
+        updates, state = optimizer.update(
+            {k: jnp.asarray(g) for k, g in grads.items()}, state, params
+        )
         params = optax.apply_updates(params, updates)
         norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
         for k in want:
@@ -46,5 +58,7 @@ def test_the_update_is_adamw_behind_clipping_every_parameter_decaying():
 
 
 def test_a_warm_up_longer_than_the_decay_is_refused():
-    with pytest.raises(InputError, match=r"optimizer.warmup_steps=2000 must be below optimizer.decay_steps=100"):
+    with pytest.raises(
+        InputError, match=r"optimizer.warmup_steps=2000 must be below optimizer.decay_steps=100"
+    ):
         learning_rate(XL | {"decay_steps": 100})

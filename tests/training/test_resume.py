@@ -1,4 +1,6 @@
-"""A run goes on where it was, bit for bit, whatever ended it; damaged checkpoints are passed over by name."""
+"""A run goes on where it was, bit for bit, whatever ended it; damaged checkpoints are passed over
+by name.
+"""
 
 import json
 import pathlib
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 
 from t6jax import InputError
+from t6jax.parallel.processes import GO_ON
 from t6jax.runs import CHECKPOINTS, checkpoint_steps
-from t6jax.training.processes import GO_ON
 from tests.conftest import UNOPTIMIZED, command, process_options
 
 STEPS = 240
@@ -29,8 +31,12 @@ def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.
     return subprocess.Popen(run, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def start_together(workdir: pathlib.Path, count: int, *flags: str, slurm: bool = False) -> list[subprocess.Popen]:
-    """Several processes of one run, on this machine: by train.py's flags, or as srun starts them."""
+def start_together(
+    workdir: pathlib.Path, count: int, *flags: str, slurm: bool = False
+) -> list[subprocess.Popen]:
+    """Several processes of one run, on this machine: by train.py's flags, or as srun starts
+    them.
+    """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = str(s.getsockname()[1])
@@ -39,7 +45,12 @@ def start_together(workdir: pathlib.Path, count: int, *flags: str, slurm: bool =
     if not slurm:
         named = (f"--coordinator=localhost:{port}", f"--num_processes={count}")
         return [start(workdir, *named, f"--process_id={i}", *flags, **quick) for i in range(count)]
-    job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count), "JAX_COORDINATOR_PORT": port}
+    job = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "JAX_COORDINATOR_PORT": port,
+    }
     task = lambda i: {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
     return [start(workdir, *flags, **quick, **job, **task(i)) for i in range(count)]
 
@@ -71,7 +82,9 @@ def wait_for_step(workdir: pathlib.Path, process: subprocess.Popen, step: int) -
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("unbroken")
-    finish(start(workdir, JAX_ENABLE_COMPILATION_CACHE="false"))  # compiled apart from those it is held against
+    finish(
+        start(workdir, JAX_ENABLE_COMPILATION_CACHE="false")
+    )  # compiled apart from those it is held against
     assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
     return workdir
 
@@ -84,7 +97,8 @@ def test_killed_at_random_points_the_losses_are_an_unbroken_runs_bit_for_bit(unb
     seed = time.time_ns()
     print(f"seed {seed}")
     draw = random.Random(seed)
-    # once before or while it starts, then five times at growing random steps, at a random moment of the step or the save
+    # once before or while it starts, then five times at growing random steps, at a random moment of
+    # the step or the save
     process = start(tmp_path)
     time.sleep(draw.uniform(0, 5))
     process.kill()
@@ -110,7 +124,9 @@ def test_sigterm_and_sigint_save_and_exit_and_the_run_goes_on(unbroken, tmp_path
     assert process.returncode == 128 + number, output
     saved = checkpoint_steps(tmp_path)[0]
     assert f"stopped by {number.name} and saved at step {saved}" in output
-    assert max(losses(tmp_path)) == saved >= 33, "saved where it stopped, not at the last regular checkpoint"
+    assert max(losses(tmp_path)) == saved >= 33, (
+        "saved where it stopped, not at the last regular checkpoint"
+    )
     assert f"resumed from step {saved}" in finish(start(tmp_path))
     assert losses(tmp_path) == losses(unbroken)
 
@@ -209,13 +225,20 @@ def test_load_takes_a_run_or_a_step_and_passes_over_what_cannot_be_read(unbroken
             path.write_bytes(b"")
     with pytest.warns(UserWarning, match="240 cannot be read and is passed over"):
         load(workdir)
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="no checkpoint in .* can be read"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(InputError, match="no checkpoint in .* can be read"),
+    ):
         load(workdir / CHECKPOINTS / "240")
 
 
 def assert_says_that_another_has_gone(output: str) -> None:
     said = output.strip().splitlines()[-1]
-    assert said.startswith("error: ") and "another process of this run has gone" in said and said.endswith(GO_ON), output
+    assert (
+        said.startswith("error: ")
+        and "another process of this run has gone" in said
+        and said.endswith(GO_ON)
+    ), output
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -231,17 +254,24 @@ def test_where_a_process_gives_no_sign_of_life_the_other_ends_with_a_sentence(tm
 
 
 def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp_path):
-    """Stopped by SIGTERM to one of two, then by the death of one of four; each time on another mesh."""
+    """Stopped by SIGTERM to one of two, then by the death of one of four; each time on another
+    mesh.
+    """
     two = start_together(tmp_path, 2, "--config.mesh.data=2", slurm=True)
     wait_for_step(tmp_path, two[0], 13)
     two[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in two]
     assert [process.returncode for process in two] == [128 + signal.SIGTERM] * 2, outputs
-    assert all(output.startswith("joining 2 processes of Slurm") and GO_ON not in output for output in outputs)
+    assert all(
+        output.startswith("joining 2 processes of Slurm") and GO_ON not in output
+        for output in outputs
+    )
     saved = checkpoint_steps(tmp_path)[0]
     assert saved >= 13 and f"stopped by SIGTERM and saved at step {saved}" in outputs[0]
 
-    four = start_together(tmp_path, 4, "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    four = start_together(
+        tmp_path, 4, "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
+    )
     wait_for_step(tmp_path, four[0], 25)
     four[3].kill()
     killed = time.monotonic()
@@ -256,4 +286,6 @@ def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp
     assert "resumed from step " in finish(start(tmp_path, "--config.steps=40"))
     got, want = losses(tmp_path), losses(unbroken)
     # sums over devices are taken in another order: see test_layouts
-    np.testing.assert_allclose([got[s] for s in range(1, 41)], [want[s] for s in range(1, 41)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [got[s] for s in range(1, 41)], [want[s] for s in range(1, 41)], rtol=1e-5
+    )

@@ -1,4 +1,6 @@
-"""The training step: its gradient is the loss's, micro-batches change nothing, and the start depends on the seed alone."""
+"""The training step: its gradient is the loss's, micro-batches change nothing, and the start
+depends on the seed alone.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax import nnx
 from t6jax import ModelConfig
 from t6jax.evaluation.validation import make_loss_sums
 from t6jax.ops.cross_entropy import cross_entropy
-from t6jax.training.sharding import make_mesh
+from t6jax.parallel.mesh import make_mesh
 from t6jax.training.step import Trainer
 
 EPSILON = np.finfo(np.float32).eps
@@ -53,15 +55,18 @@ def test_micro_batches_give_the_whole_batchs_losses(run_config):
 
     def losses(accumulation):
         t = trainer(run_config | {"accumulation_steps": accumulation})
-        state, batch = jax.tree.map(jnp.copy, start), windows(run_config)  # a step takes its state's place
+        state, batch = (
+            jax.tree.map(jnp.copy, start),
+            windows(run_config),
+        )  # a step takes its state's place
         out = []
         for _ in range(6):
             state, metrics = t.step(state, batch)
             out.append(float(metrics["train_loss"]))
         return out
 
-    # the mean is taken in another order; Adam's division by the root of v lets tiny gradients' rounding through, at most
-    # learning rate times a relative error of the order of 1e-5 a step
+    # the mean is taken in another order; Adam's division by the root of v lets tiny gradients'
+    # rounding through, at most learning rate times a relative error of the order of 1e-5 a step
     whole = losses(1)
     for parts in (2, 4):
         np.testing.assert_allclose(losses(parts), whole, rtol=1e-5)
@@ -77,7 +82,10 @@ def test_the_start_depends_on_the_seed_alone(run_config):
 def test_the_state_is_updated_in_place(run_config):
     t = trainer(run_config)
     compiled = t.step.lower(t.abstract_arrays(), windows(run_config)).compile()
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(t.create, jax.random.key(0))))
+    size = sum(
+        x.size * x.dtype.itemsize
+        for x in jax.tree.leaves(jax.eval_shape(t.create, jax.random.key(0)))
+    )
     assert compiled.memory_analysis().alias_size_in_bytes >= size - 64  # all but a few scalars
 
 
@@ -85,7 +93,9 @@ def test_document_masking_reaches_the_losses(run_config):
     config = ModelConfig.from_dict(run_config["model"])
     batch = windows(run_config).at[:, 5].set(256)
     masked = Trainer(run_config, config, make_mesh(run_config["mesh"]), document_start=256)
-    draw = np.random.default_rng(1)  # the output projections start at zero, and nothing would be seen of attention
+    draw = np.random.default_rng(
+        1
+    )  # the output projections start at zero, and nothing would be seen of attention
     noise = lambda x: x + 0.1 * jnp.asarray(draw.standard_normal(x.shape), x.dtype)
     params = jax.tree.map(noise, masked.create(jax.random.key(0)).params)
     losses = [float(jax.jit(t._loss)(params, batch)) for t in (masked, trainer(run_config))]

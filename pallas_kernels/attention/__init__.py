@@ -1,0 +1,1 @@
+"""Causal attention over whole sequences, forward and backward."""

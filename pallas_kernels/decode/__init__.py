@@ -1,0 +1,1 @@
+"""FlashTPA: attention of new tokens over a packed TPA cache."""

@@ -1,0 +1,124 @@
+"""FlashTPA decoding (the paper's Algorithms 1 and 3) over a packed TPA cache, by one of the kernels
+of this package.
+
+What the kernels have in common is here: the signature, what is an error, A factors that are the
+same for all tokens, and arguments that are spread over several devices. A kernel itself sees one
+device's sequences and heads.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.decode import mosaic_gpu, triton
+from pallas_kernels.decode.cache_layout import CacheLayout, Rotation, merge_heads, split_heads
+from pallas_kernels.decode.partition import on_each_device
+
+KERNELS = {"mosaic_gpu": mosaic_gpu, "triton": triton}
+
+
+def decode(
+    query,
+    rows: jax.Array,
+    lengths: jax.Array,
+    layout: CacheLayout,
+    *,
+    kernel: str = "mosaic_gpu",
+    a: tuple[jax.Array, jax.Array] | None = None,
+    b: jax.Array | None = None,
+    rotation: Rotation | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    config=None,
+):
+    """Attention of N new tokens over a packed TPA cache.
+
+    query     (a_q [B, N, R_Q, H], b_q [B, N, R_Q, D]), or dense q [B, N, H, D]
+    rows      [B, M, *layout.row_shape], bfloat16 or float16, as `cache_layout.pack` makes them
+    lengths   int32 [B]: valid tokens, the N new ones included; new token n sees the first lengths -
+              N + 1 + n. Less than 0 counts as 0, more than M as M
+    kernel    "mosaic_gpu" (Hopper) or "triton" (Ampere, Ada, Hopper; needs the package jax-triton)
+    a         (a_k [R_K, H], a_v [R_V, H]) where the rows hold no A factors
+    b         [M or more, layout.b_width], by position, as `cache_layout.pack_b` makes them, where
+    the rows hold no B factors
+    rotation  where the rows hold b_k before RoPE: keys are rotated, by their place in the cache, as
+    they are read
+    config    tile sizes, where they are not to be the kernel's own choice
+    Returns [B, N, H, E] in the query's dtype and, with return_lse, the float32 log-sum-exp [B, N,
+    H]. Raises NotImplementedError, saying why, for what the kernel does not take.
+
+    Under jit, sequences that are split over a mesh, and the shares of heads of a layout with
+    head_shards, stay where they
+    are: each device decodes its own. Under vmap the new axis becomes part of B.
+    """
+    factors = isinstance(query, tuple | list)
+    query = tuple(query) if factors else (query,)
+    dtype = query[0].dtype
+    scale = layout.dim_k**-0.5 if scale is None else scale
+    _check(rows, layout, a, b, rotation)
+    run = KERNELS[kernel]
+    run.check(layout, rows.dtype, rotation, scale)
+
+    # heads in shares: a_q [B, N, R_Q, S, H / S] or q [B, N, S, H / S, D], and a [R, S, H / S]
+    query = (split_heads(layout, query[0], 3 if factors else 2), *query[1:])
+    a = () if a is None else tuple(split_heads(layout, x) for x in a)
+    b = () if b is None else (b,)
+    options = dict(rotation=rotation, scale=scale, dtype=dtype) | (
+        {} if config is None else {"config": config}
+    )
+    part = functools.partial(
+        _part, attend=functools.partial(run.attend, **options), layout=layout.shard
+    )
+    out, lse = on_each_device(part, query, rows, lengths.astype(jnp.int32), a, b)
+    out, lse = merge_heads(layout, out, 2), merge_heads(layout, lse, 2)
+    return (out, lse) if return_lse else out
+
+
+def _part(query, rows, lengths, a, b, *, attend, layout):
+    """What one device does: out [B, N, S, H, E] and lse [B, N, S, H] of its B sequences and its S
+    shares of H heads.
+    """
+    axis = 3 if len(query) == 2 else 2
+    first, *others = query
+    (B, N), (S, H) = first.shape[:2], first.shape[axis : axis + 2]
+    if rows.ndim == 4:  # the shares of a sequence are to the kernel like sequences of their own
+        first = jnp.moveaxis(first, axis, 1)
+        query = first.reshape(B * S, *first.shape[2:]), *[jnp.repeat(x, S, axis=0) for x in others]
+        results = attend(
+            query, rows.reshape(*rows.shape[:2], -1), jnp.repeat(lengths, S), a, b, layout
+        )
+        return [jnp.moveaxis(x.reshape(B, S, *x.shape[1:]), 1, 2) for x in results]
+    # all heads read the same rows
+    query = first.reshape(*first.shape[:axis], S * H, *first.shape[axis + 2 :]), *others
+    a = tuple(x.reshape(-1, S * H) for x in a)
+    results = attend(query, rows, lengths, a, b, dataclasses.replace(layout, heads=S * H))
+    return [x.reshape(B, N, S, H, *x.shape[3:]) for x in results]
+
+
+def _check(rows, layout, a, b, rotation):
+    if rows.shape[2:] != layout.row_shape:
+        raise ValueError(
+            f"rows have shape {list(rows.shape)}, but those of {layout} end in "
+            f"{list(layout.row_shape)} numbers"
+        )
+    if (a is None) != layout.stores_a or (b is None) != layout.stores_b:
+        raise ValueError(
+            f"a and b are given exactly where the rows do not hold those factors, and {layout} was "
+            "given"
+        )
+    if b is not None and (
+        b.shape[-1] != layout.b_width or b.shape[0] < rows.shape[1] or b.dtype != rows.dtype
+    ):
+        raise ValueError(
+            f"b must be {rows.dtype} [{rows.shape[1]} or more, {layout.b_width}], not {b.dtype} "
+            f"{list(b.shape)}"
+        )
+    if rotation is not None and (
+        not layout.stores_b or 2 * len(rotation.frequencies) != layout.dim_k
+    ):
+        raise ValueError(
+            f"rotation needs B factors in the rows and {layout.dim_k // 2} frequencies (D / 2), "
+            f"but got {rotation}"
+        )

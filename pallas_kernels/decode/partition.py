@@ -1,0 +1,136 @@
+"""Runs a decode kernel on each device's own part of arguments that are spread over a mesh, and
+under vmap.
+
+Three axes of the arguments concern nobody but one device: the sequences, the shares of heads, and
+under vmap the mapped axis, which becomes part of the sequences. The compiler sees a kernel as a
+black box, and would gather what goes into it; so it is told, in the way that the mesh asks for:
+with Auto axes by a partitioning rule, with Explicit ones by shard_map.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def on_each_device(kernel, query, rows, lengths, a, b):
+    """kernel(query, rows, lengths, a, b) -> (out [B, N, S, H, E], lse [B, N, S, H]), each device
+    its own part.
+
+    query    (a_q [B, N, R_Q, S, H], b_q [B, N, R_Q, D]) or (q [B, N, S, H, D],)
+    rows     [B, M, S, W], or [B, M, W] where all heads read the same
+    lengths  [B]
+    a        () or (a_k [R_K, S, H], a_v [R_V, S, H])
+    b        () or (table [M, W_B],)
+    """
+    arguments = query, rows, lengths, a, b
+    run = _under_vmap(_under_auto_axes(kernel))
+    mesh = jax.typeof(rows).sharding.mesh
+    if not mesh.explicit_axes:
+        return run(*arguments)
+    specs = _parts(arguments, jax.tree.map(lambda x: jax.typeof(x).sharding.spec, arguments))
+    arguments = jax.tree.map(
+        lambda x, spec: jax.sharding.reshard(x, NamedSharding(mesh, spec)), arguments, specs[0]
+    )
+    split = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=specs[0],
+        out_specs=specs[1],
+        axis_names=set(mesh.explicit_axes),
+        check_vma=False,
+    )
+    return split(*arguments)
+
+
+def _axes(arguments):
+    """The arguments, each with the letters of its axes: b the sequences, s the shares of heads; and
+    the results.
+    """
+    query, rows, _, a, b = arguments
+    letters = (
+        ("bnqsh", "bnqd") if len(query) == 2 else ("bnshd",),
+        "bmsw" if rows.ndim == 4 else "bmw",
+        "b",
+        ("ksh", "vsh") if a else (),
+        ("tu",) if b else (),
+    )
+    return letters, ["bnshe", "bnsh"]
+
+
+def _parts(arguments, specs):
+    """How the arguments and the results are to be split: as the cache is, which must not move, or
+    else as the query is.
+    """
+    letters, results = _axes(arguments)
+    axis = {}
+    for spec, names in [(specs[1], letters[1]), (specs[0][0], letters[0][0])]:
+        for letter, name in zip(names, tuple(spec) + (None,) * len(names)):
+            if letter in "bs" and axis.get(letter) is None:
+                axis[letter] = name
+    if axis.get("b") == axis.get("s"):  # one axis of the mesh cannot split both
+        axis["s"] = None
+    split = lambda names: P(*[axis.get(letter) for letter in names])
+    return jax.tree.map(split, letters), [split(names) for names in results]
+
+
+def _under_auto_axes(kernel):
+    def run(*arguments):
+        flat, tree = jax.tree.flatten(arguments)
+        letters, results = _axes(arguments)
+
+        part = lambda *flat: list(kernel(*jax.tree.unflatten(tree, flat)))
+        whole = custom_partitioning(part)
+
+        def partition(mesh, shapes, _):
+            specs = jax.tree.unflatten(tree, [x.sharding.spec for x in shapes])
+            ins, outs = _parts(jax.tree.unflatten(tree, shapes), specs)
+            place = functools.partial(NamedSharding, mesh)
+            return (
+                mesh,
+                part,
+                [place(x) for x in outs],
+                tuple(place(x) for x in jax.tree.leaves(ins)),
+            )
+
+        rule = (
+            ", ".join(map(" ".join, jax.tree.leaves(letters)))
+            + " -> "
+            + ", ".join(map(" ".join, results))
+        )
+        elsewhere = [x for x in dict.fromkeys(rule) if x not in " ,->bs"]
+        whole.def_partition(
+            partition, sharding_rule=rule, need_replication_factors=tuple(elsewhere)
+        )
+        return whole(*flat)
+
+    return run
+
+
+def _under_vmap(kernel):
+    run = custom_vmap(kernel)
+
+    @run.def_vmap
+    def rule(size, mapped, *arguments):
+        query, rows, lengths, a, b = arguments
+        if not mapped[1] or any(
+            jax.tree.leaves(mapped[3:])
+        ):  # one cache for all, or constants for each: one after another
+            at = lambda i: jax.tree.map(
+                lambda x, one_each: x[i] if one_each else x, arguments, tuple(mapped)
+            )
+            return lax.map(lambda i: list(run(*at(i))), jnp.arange(size)), [True, True]
+
+        def join(x, one_each):
+            x = x if one_each else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        results = run(*jax.tree.map(join, (query, rows, lengths), tuple(mapped[:3])), a, b)
+        return [x.reshape(size, -1, *x.shape[1:]) for x in results], [True, True]
+
+    return run

@@ -1,0 +1,1 @@
+"""What lies between matrix products, in one pass over memory each."""

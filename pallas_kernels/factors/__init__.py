@@ -1,0 +1,1 @@
+"""Queries, keys and values from their factors, and gradients back."""

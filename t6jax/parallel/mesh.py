@@ -1,0 +1,59 @@
+"""The mesh of devices, its axes, and how a batch lies on it."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t6jax.errors import InputError
+
+# from the slowest links to the fastest: neighbours along the last axis are neighbours in the list
+# of devices
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+# the mesh axes that the rows of a batch are split over, and those that its tokens are
+BATCH_AXES = ("data", "fsdp")
+TOKEN_AXES = (*BATCH_AXES, "sequence")
+
+
+def make_mesh(
+    config: Mapping[str, int], given: Sequence[jax.Device] | None = None, *, plan: bool = False
+) -> Mesh | AbstractMesh:
+    """The mesh of devices (default: all at hand) with the sizes the config gives; one of them may
+    be -1, for what is left.
+
+    plan: where the sizes ask for other devices than there are, a mesh without devices, to look at
+        shardings with.
+    """
+    sizes = [config[axis] for axis in MESH_AXES]
+    devices = jax.device_count() if given is None else len(given)
+    known = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise InputError(
+            "mesh sizes must be at least 1, and one of them may be -1; got "
+            f"{dict(zip(MESH_AXES, sizes, strict=True))}"
+        )
+    sizes = [max(devices // known, 1) if s == -1 else s for s in sizes]
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    if plan and math.prod(sizes) != devices:
+        return AbstractMesh(tuple(sizes), MESH_AXES, axis_types=axis_types)
+    if math.prod(sizes) != devices:
+        asked = ", ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
+        raise InputError(f"mesh ({asked}) does not multiply to the {devices} devices at hand")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types, devices=given)
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Rows of a batch over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def axis_size(axis: str) -> int:
+    """The devices along a mesh axis: 1 outside of a program that every device runs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[axis] if axis in mesh.manual_axes else 1

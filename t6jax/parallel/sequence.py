@@ -1,0 +1,56 @@
+"""Sequences that devices split, and what a device has of them.
+
+A sequence over s devices is cut into 2s chunks, of which device i has chunks i and 2s-1-i. Every
+device then has one chunk with little to look back at and one with much, and as much work as the
+others.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from t6jax.parallel.mesh import axis_size
+
+
+def sequence_shards() -> int:
+    """The devices that each sequence is split over."""
+    return axis_size("sequence")
+
+
+def local_tokens(tokens: Any) -> Any:
+    """This device's two chunks of arrays [B, T, ...]; T is a multiple of 2s."""
+    parts = sequence_shards()
+    if parts == 1:
+        return tokens
+
+    def own(x: Array) -> Array:
+        chunks = x.reshape(x.shape[0], 2 * parts, -1, *x.shape[2:])
+        pick = lambda n: jax.lax.dynamic_index_in_dim(chunks, n, axis=1, keepdims=False)
+        return jnp.concatenate([pick(n) for n in local_chunks()], axis=1)
+
+    return jax.tree.map(own, tokens)
+
+
+def local_chunks() -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The numbers of this device's two chunks, the earlier one first: below s, and from s on."""
+    i = jax.lax.axis_index("sequence")
+    return i, 2 * sequence_shards() - 1 - i
+
+
+def gather_sequence(own: Any) -> Any:
+    """The inverse of local_tokens: arrays [B, T, ...] from what all devices of a sequence have, in
+    its order.
+    """
+    parts = sequence_shards()
+    if parts == 1:
+        return own
+
+    def whole(x: Array) -> Array:
+        x = jax.lax.all_gather(x, "sequence", axis=1)  # [B, s, 2 chunks, ...]
+        x = x.reshape(x.shape[0], parts, 2, -1, *x.shape[3:])
+        x = jnp.concatenate([x[:, :, 0], jnp.flip(x[:, :, 1], axis=1)], axis=1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    return jax.tree.map(whole, own)

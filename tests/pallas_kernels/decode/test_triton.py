@@ -1,0 +1,85 @@
+"""The Triton kernel without a GPU: that it compiles for Ampere, Ada and Hopper, and what is
+refused. Numbers: tests/gpu.
+"""
+
+import functools
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels.decode import flash_tpa, triton
+from pallas_kernels.decode.cache_layout import CacheLayout
+from tests.pallas_kernels.oracle import rotation
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize(
+    ("sizes", "turn"),
+    [
+        ((32, 1, 1, 64, 64), None),
+        ((78, 2, 2, 64, 64), None),
+        ((128, 1, 3, 128, 32), None),
+        ((34, 2, 2, 64, 64, False, True, True), rotation(64)),
+    ],
+)
+def test_compiles(sizes, turn, capability):
+    pytest.importorskip("triton")
+    from pallas_kernels.decode.triton_kernels import combine, partials
+
+    layout = CacheLayout(*sizes)
+    config = triton.default_config(layout)
+    constants = triton.constants(
+        layout, 2, 4096, 1, 6, layout.dim_k**-0.5, 108, config, rotation=turn
+    )
+    pointers = dict.fromkeys(partials.arg_names[:11], "*bf16") | {
+        "lengths_ptr": "*i32",
+        "frequencies_ptr": "*fp32",
+    }
+    pointers |= dict.fromkeys(("o_ptr", "m_ptr", "l_ptr"), "*fp32")
+    compiled = build(
+        partials,
+        pointers,
+        constants,
+        capability,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    assert compiled.metadata.shared <= 99 * 1024  # what a block gets on Ada
+    sizes = dict(
+        NH=layout.heads, E=layout.dim_v, R_V=layout.rank_v, SPLITS=50, PADDED_SPLITS=64, CHUNK=16
+    )
+    build(
+        combine,
+        dict.fromkeys(combine.arg_names[:5], "*fp32") | {"out_ptr": "*bf16"},
+        sizes,
+        capability,
+        num_warps=1,
+    )
+
+
+def build(kernel, pointers, constants, capability, **options):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(
+        fn=kernel,
+        signature=pointers | dict.fromkeys(constants, "constexpr"),
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def test_says_what_it_does_not_take(monkeypatch):
+    layout, lengths = CacheLayout(8, 1, 1, 64, 64), jnp.zeros((1,), jnp.int32)
+    query, rows = (
+        jnp.zeros((1, 1, 8, 64), jnp.bfloat16),
+        jnp.zeros((1, 16, layout.width), jnp.bfloat16),
+    )
+    decode = functools.partial(flash_tpa.decode, kernel="triton")
+    with pytest.raises(NotImplementedError, match="bfloat16 or float16"):
+        decode(query, rows.astype(jnp.float32), lengths, layout)
+    monkeypatch.setitem(sys.modules, "jax_triton", None)
+    with pytest.raises(NotImplementedError, match="jax-triton"):
+        decode(query, rows, lengths, layout)

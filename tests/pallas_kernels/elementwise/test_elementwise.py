@@ -1,0 +1,91 @@
+"""Residual sums, norms, gates and the softmax's gradient in float64, the kernels interpreted on the
+CPU.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.elementwise.add_norm_swiglu import add_norm, add_norm_gradient, swiglu_gradient
+from pallas_kernels.elementwise.cross_entropy import cross_entropy_gradient
+from tests.pallas_kernels.lowering import triton_kernels
+
+HALF = 2**-8  # of a number, at most, is lost by rounding it to bfloat16
+SLACK = 1e-4  # and by float32's sums and exponentials
+
+
+def draw(*shape, count):
+    random = np.random.default_rng(sum(shape))
+    return [jnp.asarray(random.standard_normal(shape), jnp.bfloat16) for _ in range(count)]
+
+
+def wide(*arrays):
+    return [np.asarray(x, np.float64) for x in arrays]
+
+
+def close(got, want, size):
+    assert (np.abs(np.asarray(got, np.float64) - want) <= (HALF + SLACK) * size).all()
+
+
+@pytest.mark.parametrize("width", [1, 100, 1600])
+def test_add_norm_is_the_sum_and_its_rms_norm(width):
+    x, update = draw(5, width, count=2)
+    total, normed = add_norm(x, update, 1e-6, interpret=True)
+    np.testing.assert_array_equal(total, x + update)
+    (t,) = wide(total)
+    want = t / np.sqrt((t**2).mean(axis=1, keepdims=True) + 1e-6)
+    close(normed, want, np.abs(want))
+
+
+@pytest.mark.parametrize("width", [1, 100, 1600])
+def test_the_gradient_of_add_norm_is_that_of_the_formula(width):
+    total, total_grad, normed_grad = draw(5, width, count=3)
+    t, g_t, g_n = wide(total, total_grad, normed_grad)
+    scale = 1 / np.sqrt((t**2).mean(axis=1, keepdims=True) + 1e-6)
+    along = (g_n * t).mean(axis=1, keepdims=True) * scale**2
+    got = add_norm_gradient(total, total_grad, normed_grad, 1e-6, interpret=True)
+    size = np.abs(g_t) + scale * (
+        np.abs(g_n) + np.abs(t) * (np.abs(g_n * t)).mean(axis=1, keepdims=True) * scale**2
+    )
+    close(got, g_t + scale * (g_n - t * along), size)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 1023)])
+def test_the_gradient_of_swiglu_is_that_of_the_formula(shape):
+    gate, up, grad = draw(*shape, count=3)
+    a, b, g = wide(gate, up, grad)
+    s = 1 / (1 + np.exp(-a))
+    gate_grad, up_grad = swiglu_gradient(gate, up, grad, interpret=True)
+    close(gate_grad, g * b * s * (1 + a * (1 - s)), np.abs(g * b * s) * (1 + np.abs(a * (1 - s))))
+    close(up_grad, g * a * s, np.abs(g * a * s))
+
+
+@pytest.mark.parametrize("width", [1, 61, 9001])
+@pytest.mark.parametrize("scale", [1, 300])
+def test_cross_entropy_and_its_gradient_are_those_of_the_formula(width, scale):
+    random = np.random.default_rng(width)
+    logits = (scale * random.standard_normal((4, width))).astype(np.float32)
+    targets = np.array([0, width - 1, width // 2, width // 3])
+    losses, grad = cross_entropy_gradient(
+        jnp.asarray(logits), jnp.asarray(targets), jnp.bfloat16, interpret=True
+    )
+    x = logits.astype(np.float64)
+    lse = x.max(axis=1) + np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1))
+    hit = targets[:, None] == np.arange(width)
+    p = np.exp(x - lse[:, None])
+    # float32 rounds the log-sum-exp, of the logits' size, a few times
+    rounded = 4 * np.finfo(np.float32).eps * (np.abs(lse) + np.log(width) + 1)
+    assert (np.abs(losses - (lse - x[hit])) <= rounded).all()
+    bound = (HALF + SLACK) * np.abs(p - hit) + 2 * rounded[:, None] * p + np.finfo(np.float32).tiny
+    assert (np.abs(np.asarray(grad, np.float64) - (p - hit)) <= bound).all()
+
+
+def test_they_lower_for_an_nvidia_gpu():
+    x = draw(5, 1600, count=3)
+    logits, targets = jnp.zeros((3, 50304)), jnp.zeros(3, jnp.int32)
+    assert triton_kernels(lambda x, y: add_norm(x, y, 1e-6), *x[:2]) == ["add_norm"]
+    assert triton_kernels(lambda *x: add_norm_gradient(*x, 1e-6), *x) == ["add_norm_gradient"]
+    assert triton_kernels(swiglu_gradient, *x) == ["swiglu_gradient"]
+    assert triton_kernels(lambda *x: cross_entropy_gradient(*x, jnp.bfloat16), logits, targets) == [
+        "cross_entropy_gradient"
+    ]

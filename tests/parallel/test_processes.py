@@ -1,0 +1,126 @@
+"""What keeps a process from joining the others of its run is told whole, with what to do."""
+
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from t6jax import InputError
+from t6jax.parallel import processes
+from tests.conftest import process_options
+
+NAMES = (
+    "SLURM_PROCID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "KUBERNETES_SERVICE_HOST",
+)
+LAUNCHERS = (
+    {"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "2"},
+    {"OMPI_COMM_WORLD_SIZE": "2"},
+    {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
+)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
+    monkeypatch.setattr(processes, "_prepare_last_words", lambda: None)
+    return calls
+
+
+def test_a_process_without_launcher_and_flags_is_alone(joined):
+    processes.start(None, None, None, 60)
+    assert not joined
+
+
+@pytest.mark.parametrize("environment", LAUNCHERS, ids=("Slurm", "Open MPI", "Kubernetes"))
+def test_a_launchers_processes_join_and_say_so(joined, monkeypatch, environment, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.start(None, None, None, 60)
+    assert joined == [(None, None, None)]
+    assert capsys.readouterr().err.startswith("joining ")
+
+
+def test_flags_name_all_or_none(joined, capsys):
+    with pytest.raises(InputError, match="together"):
+        processes.start("localhost:1", 2, None, 60)
+    processes.start("localhost:1", 2, 1, 60)
+    assert joined == [("localhost:1", 2, 1)]
+    assert capsys.readouterr().err == "joining 2 processes at localhost:1 as number 1\n"
+
+
+@pytest.mark.parametrize(
+    "address", ["nohost", "nohost:", ":1", "nohost:0", "nohost:65536", "nohost:x", ""]
+)
+def test_an_address_that_is_none_is_named(joined, address):
+    with pytest.raises(
+        InputError, match=f"--coordinator='{address}' must be HOST:PORT of the first process"
+    ):
+        processes.start(address, 2, 1, 60)
+
+
+def test_a_port_that_is_in_use_is_named_by_the_process_that_would_listen_there(joined):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        address = f"localhost:{s.getsockname()[1]}"
+        with pytest.raises(
+            InputError,
+            match=f"--coordinator={address}: this process cannot listen on port .*in use",
+        ):
+            processes.start(address, 2, 0, 60)
+        processes.start(address, 2, 1, 60)
+
+
+@pytest.mark.slow
+def test_where_the_others_do_not_come_a_sentence_ends_the_process():
+    with socket.socket() as s:
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    code = (
+        "from t6jax.parallel import processes as p; p.LONGEST_JOINING = 2; "
+        f"p.start('localhost:{port}', 2, PROCESS, 60)"
+    )
+    start = lambda i: [sys.executable, "-c", code.replace("PROCESS", i)]
+    for process in "01":
+        done = subprocess.run(
+            start(process), **process_options(), capture_output=True, check=False, timeout=60
+        )
+        said = done.stderr.splitlines()
+        assert (
+            done.returncode == 1
+            and said[0] == f"joining 2 processes at localhost:{port} as number {process}"
+        )
+        assert said[-1].startswith(
+            "error: this process cannot join the others (2 processes at localhost:"
+        )
+        assert "did not all come within 2 seconds" in said[-1] and len(said) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
+def test_why_it_cannot_join_is_told_whole(monkeypatch, joined, error):
+    def fail(*_, **__):
+        raise RuntimeError("Retry failed") from error(
+            "Pods need a headless service.\nkind: Service\n"
+        )
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(
+        InputError,
+        match=r"(?s)failed, because: Pods need a headless service.*kind: Service.*--coordinator",
+    ):
+        processes.start(None, None, None, 60)
