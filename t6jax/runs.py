@@ -14,6 +14,7 @@ from flax import nnx
 
 from t6jax.config import ModelConfig
 from t6jax.errors import InputError
+from t6jax.files import write_atomically
 from t6jax.model import T6, abstract
 
 CONFIG = "config.json"
@@ -23,11 +24,9 @@ PARAMETERS, TRAINING, BATCHES = "parameters", "training", "batches"
 
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json, beside it first, then renamed."""
+    """Writes config.json atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / (CONFIG + ".partial")
-    partial.write_text(json.dumps(config, indent=2) + "\n")
-    partial.rename(workdir / CONFIG)
+    write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ is asked for.
 
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from t6jax.data.manifest import check_data, document_start, read_manifest
 from t6jax.data.prepare import prepare
 from t6jax.data.tokenizers import GPT2, JSON_FILE, TIKTOKEN_FILE, get_tokenizer, kept_tokenizer
 from t6jax.errors import InputError
+from t6jax.files import write_atomically
 
 
 class Corpus(NamedTuple):
@@ -105,8 +105,7 @@ def keep_tokenizer(
         return
     for file in (TIKTOKEN_FILE, JSON_FILE):
         if (corpus.sources[0][0] / file).exists():
-            shutil.copyfile(corpus.sources[0][0] / file, workdir / (file + ".partial"))
-            (workdir / (file + ".partial")).rename(workdir / file)
+            write_atomically(workdir / file, (corpus.sources[0][0] / file).read_bytes())
             return
     try:
         get_tokenizer(name).save(workdir)

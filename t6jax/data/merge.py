@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from t6jax.data.parts import Part, part_path
-from t6jax.data.shards import write_shard, write_whole
+from t6jax.data.shards import write_shard
+from t6jax.files import write_atomically
 
 STATE = "state.json"
 SPLITS = ("val", "train")
@@ -109,9 +110,9 @@ class Merger:
         taken["tokens"] += count
         taken["shards"].append({"file": path.name, "tokens": count, "sha256": checksum})
         unit, start = at
-        write_whole(
+        write_atomically(
             self._work / STATE,
-            json.dumps({"unit": unit, "taken": start, "splits": self.splits}).encode(),
+            json.dumps({"unit": unit, "taken": start, "splits": self.splits}),
         )
         for used in range(self.first_unit, unit):
             part_path(self._work, used).unlink(missing_ok=True)

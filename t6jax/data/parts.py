@@ -5,7 +5,6 @@ whoever sees that folder can tokenize any unit of it.
 """
 
 import functools
-import os
 import pathlib
 import zipfile
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from t6jax.data.remote import with_retries
 from t6jax.data.shards import DTYPES, version_for
 from t6jax.data.sources import Plan, read_unit
 from t6jax.data.tokenizers import Tokenizer, kept_tokenizer
+from t6jax.files import atomic_file
 
 PLAN = "plan.json"
 TOKENIZER_NAME = "tokenizer_name"
@@ -42,18 +42,14 @@ def error_path(work: pathlib.Path, index: int) -> pathlib.Path:
 
 
 def tokenize_unit(work: pathlib.Path, index: int) -> None:
-    """Writes the part of the index-th unit, beside its place first, unless it is there already."""
+    """Writes the part of the index-th unit, unless it is there already."""
     path = part_path(work, index)
     if path.exists():
         return
     plan, tokenizer = _plan(work), _tokenizer(work)
     part = with_retries(lambda: _tokenize(plan, index, tokenizer))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as f:
-        np.savez(f, **part._asdict())
-        f.flush()
-        os.fsync(f.fileno())
-    partial.rename(path)
+    with atomic_file(path) as file:
+        np.savez(file, **part._asdict())
 
 
 def read_part(path: pathlib.Path) -> Part | None:

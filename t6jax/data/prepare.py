@@ -8,25 +8,24 @@ number of workers.
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from t6jax.data.executors import EXECUTORS, Producer, check_executor, make_producer
 from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
 from t6jax.data.merge import STATE, Merger
 from t6jax.data.parts import PARTS, PLAN, TOKENIZER_NAME, part_path, read_part
-from t6jax.data.shards import version_for, write_whole
+from t6jax.data.shards import version_for
 from t6jax.data.sources import UNIT_BYTES, Plan, make_plan
 from t6jax.data.tokenizers import Tokenizer, get_tokenizer
 from t6jax.errors import InputError
+from t6jax.files import exclusive_lock, write_atomically
 
 SHARD_TOKENS = 10**8
 SETTINGS = "settings.json"
@@ -84,7 +83,7 @@ def prepare(
         unit_bytes=unit_bytes,
     )
     work.mkdir(parents=True, exist_ok=True)
-    with _lock(work):
+    with exclusive_lock(work / LOCK, f"another process is preparing {work}: wait for it to end"):
         for path in work.glob("*.partial"):  # what a kill cut short
             path.unlink()
         if not (work / MANIFEST).exists():
@@ -202,9 +201,9 @@ def _start(
         return
     (work / PARTS).mkdir(exist_ok=True)
     tokenizer.save(work)
-    write_whole(work / TOKENIZER_NAME, tokenizer.name.encode())
-    write_whole(work / PLAN, plan.to_json().encode())
-    write_whole(found, json.dumps(settings).encode())  # last: where it is, the others are
+    write_atomically(work / TOKENIZER_NAME, tokenizer.name)
+    write_atomically(work / PLAN, plan.to_json())
+    write_atomically(found, json.dumps(settings))  # last: where it is, the others are
 
 
 def _write_manifest(
@@ -226,17 +225,7 @@ def _write_manifest(
         "settings": settings,
         **merger.splits,
     }
-    write_whole(work / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-
-
-@contextlib.contextmanager
-def _lock(work: pathlib.Path) -> Iterator[None]:
-    with (work / LOCK).open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise InputError(f"another process is preparing {work} at this moment") from e
-        yield
+    write_atomically(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 class _Progress:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t6jax.errors import InputError
+from t6jax.files import write_atomically
 
 MAGIC = 20240520
 HEADER_INTS = 256
@@ -31,7 +32,7 @@ def version_for(vocab_size: int) -> int:
 
 
 def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = None) -> str:
-    """Writes tokens (integers below 2^32) and their checksums, beside path first, then renamed;
+    """Writes tokens (integers below 2^32) and their checksums atomically;
     returns the file's SHA-256.
 
     version: default 1 where the tokens fit in uint16.
@@ -45,19 +46,9 @@ def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = No
     )
     blocks = [zlib.crc32(data[i : i + CHECKED_BYTES]) for i in range(0, len(data), CHECKED_BYTES)]
     # the checksums first: a shard that is there has them
-    write_whole(path.with_suffix(".crc32"), np.array(blocks, "<u4").tobytes())
-    write_whole(path, data)
+    write_atomically(path.with_suffix(".crc32"), np.array(blocks, "<u4").tobytes())
+    write_atomically(path, data.data)
     return hashlib.sha256(data).hexdigest()
-
-
-def write_whole(path: pathlib.Path, data: bytes | np.ndarray) -> None:
-    """Writes a file beside its place, makes it durable, and renames it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.rename(path)
 
 
 def shard_header(path: pathlib.Path) -> tuple[int, int]:

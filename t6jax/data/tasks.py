@@ -18,8 +18,8 @@ from datatrove.utils.stats import PipelineStats
 from loguru import logger
 
 from t6jax.data.parts import error_path, part_path, tokenize_unit
-from t6jax.data.shards import write_whole
 from t6jax.errors import InputError
+from t6jax.files import write_atomically
 
 # a task would report its start, pipeline and statistics on the terminal; what fails is raised
 logger.disable("datatrove")
@@ -222,7 +222,7 @@ class SlurmExecutor(SlurmPipelineExecutor):
                 if isinstance(e, InputError)
                 else f"a task failed ({type(e).__name__}: {e}); see {self._work}/datatrove"
             )
-            write_whole(error_path(self._work, rank), what.encode())
+            write_atomically(error_path(self._work, rank), what)
             raise
 
 

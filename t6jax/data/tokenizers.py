@@ -4,7 +4,6 @@
 
 import base64
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Protocol
@@ -12,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from t6jax.errors import InputError
+from t6jax.files import write_atomically
 
 # the names under which a folder of shards, or a run, keeps its tokenizer's file
 TIKTOKEN_FILE, JSON_FILE = "tokenizer.tiktoken", "tokenizer.json"
@@ -104,7 +104,7 @@ class TiktokenTokenizer:
         return self._encoding.decode_bytes([i for i in ids if 0 <= i < self.document_start])
 
     def save(self, folder: pathlib.Path) -> None:
-        _write(folder / TIKTOKEN_FILE, self._file())
+        write_atomically(folder / TIKTOKEN_FILE, self._file())
 
     def _file(self) -> bytes:
         by_rank = sorted(self._ranks.items(), key=lambda item: item[1])
@@ -168,7 +168,7 @@ class JsonTokenizer:
         return self._tokenizer.decode(known, skip_special_tokens=False).encode()
 
     def save(self, folder: pathlib.Path) -> None:
-        _write(folder / JSON_FILE, self._data)
+        write_atomically(folder / JSON_FILE, self._data)
 
 
 GPT2 = "gpt2"
@@ -270,9 +270,3 @@ def _byte_alphabet() -> dict[str, int]:
     ]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.rename(path)

@@ -9,10 +9,10 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from t6jax.data.shards import write_whole
 from t6jax.data.sources import Plan, make_plan, read_unit
 from t6jax.data.tokenizers import ENDOFTEXT
 from t6jax.errors import InputError
+from t6jax.files import write_atomically
 
 SMALLEST = 257  # every byte, and the start of a document
 
@@ -55,7 +55,7 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator(_texts(plan, max_bytes), trainer)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, tokenizer.to_str(pretty=True).encode())
+    write_atomically(out, tokenizer.to_str(pretty=True))
     return tokenizer.get_vocab_size()
 
 

@@ -31,6 +31,7 @@ from t6jax.evaluation.paper import (
     row_of,
     table,
 )
+from t6jax.files import write_atomically
 from t6jax.runs import CHECKPOINTS, locate
 
 EVALUATION = "evaluation"  # the folder in a run's directory
@@ -228,7 +229,7 @@ def _write(
     row: TableRow,
     paper: TableRow | None,
 ) -> None:
-    """Writes the row as JSON beside the harness's results, beside it first, then renamed."""
+    """Writes the row as JSON next to the harness's results."""
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checkpoint": results["config"]["ckpt"],
@@ -252,6 +253,4 @@ def _write(
         "harness_results": written.name,
     }
     path = written.with_name(written.name.replace("results_", "table_"))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.rename(path)
+    write_atomically(path, json.dumps(record, indent=2) + "\n")

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import fcntl
 import itertools
 import pathlib
 import signal
@@ -17,6 +16,7 @@ from t6jax.data.batches import Batches, training_batches, validation_batches
 from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, report, validation_loss
+from t6jax.files import exclusive_lock
 from t6jax.parallel import processes
 from t6jax.parallel.mesh import batch_sharding, make_mesh
 from t6jax.parallel.processes import Stop
@@ -278,18 +278,13 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
     """Makes workdir, and keeps other processes of this machine from training in it at the same
     time.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as e:
-        raise InputError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
-    with lock:
+    held = f"another process is training in {workdir}: wait for it, or give another --workdir"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise InputError(
-                f"another process is training in {workdir}: wait for it, or give another --workdir"
-            ) from e
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive_lock(workdir / ".lock", held))
+        except OSError as e:
+            raise InputError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
         yield
 
 

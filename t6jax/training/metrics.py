@@ -3,13 +3,13 @@ is counted with.
 """
 
 import json
-import os
 import pathlib
 
 import jax
 from tensorboardX import SummaryWriter
 
 from t6jax.config import ModelConfig
+from t6jax.files import write_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -103,12 +103,7 @@ def _drop_later(path: pathlib.Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # the line that a kill cut short
             pass
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as f:
-        f.writelines(kept)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.rename(path)
+    write_atomically(path, "".join(kept))
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:

@@ -25,6 +25,7 @@ from t6jax.data.manifest import MANIFEST, check_data
 from t6jax.data.prepare import prepare
 from t6jax.data.shards import find_shards, open_shard
 from t6jax.data.tokenizers import ByteTokenizer
+from t6jax.files import exclusive_lock, write_atomically
 from tests.conftest import process_options
 from tests.data import corpora
 
@@ -173,9 +174,8 @@ def test_interrupted_between_any_two_steps_it_goes_on(parquet, tmp_path, monkeyp
 
         return write
 
-    monkeypatch.setattr("t6jax.data.shards.write_whole", counted(shards_module.write_whole))
-    monkeypatch.setattr("t6jax.data.merge.write_whole", counted(merge.write_whole))
-    monkeypatch.setattr("t6jax.data.prepare.write_whole", counted(prepare_module.write_whole))
+    for module in (shards_module, merge, prepare_module):
+        monkeypatch.setattr(module, "write_atomically", counted(write_atomically))
     stops = 0
     while True:
         try:
@@ -227,7 +227,7 @@ def test_two_preparations_of_one_folder_do_not_meet(parquet, tmp_path):
     work = tmp_path / "out.partial"
     work.mkdir()
     with (
-        prepare_module._lock(work),
+        exclusive_lock(work / prepare_module.LOCK, ""),
         pytest.raises(InputError, match="another process is preparing"),
     ):
         prepare(str(folder), tmp_path / "out", "bytes", 0.01, **SMALL)

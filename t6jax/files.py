@@ -1,0 +1,54 @@
+"""Files that are whole or absent, and locks between processes."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from t6jax.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_file(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a binary file for writing that replaces `path` when the block ends.
+
+    The bytes go to a temporary file in the same folder, are made durable, and the file is then
+    renamed. Readers, and a machine that loses power, see the old content or the new one, never a
+    part of it. If the block raises, `path` is left as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: pathlib.Path, content: bytes | memoryview | str) -> None:
+    """Writes a whole file as `atomic_file` does; text is encoded as UTF-8."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[None]:
+    """Holds the lock file `path`, which is created if missing, until the block ends.
+
+    The lock also ends with the process, however that happens. It holds between the processes of
+    one machine; on network file systems it depends on the mount.
+
+    Raises:
+        InputError: with `message`, if another process holds the lock.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise InputError(message) from e
+        yield
