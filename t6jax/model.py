@@ -18,6 +18,7 @@ from t6jax.ops.cross_entropy import (
     mean_cross_entropy,
     sharded_cross_entropy,
 )
+from t6jax.ops.documents import model_arguments
 from t6jax.ops.precision import accumulator
 from t6jax.ops.residual import add_norm, rms_norm
 from t6jax.ops.rope import RoPE
@@ -285,6 +286,25 @@ def _num_pieces(batch: int, tokens: int) -> int:
 
 def _layer(stacked: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i], stacked)
+
+
+def model_inputs(
+    windows: Int[Array, "B window"], document_start: int | None
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"], dict[str, Int[Array, "B T"]]]:
+    """What `T6.loss` and `T6.nats` take of windows of T + 1 tokens.
+
+    Args:
+        windows: rows of tokens; each but the first is a target.
+        document_start: the token at which attention stops and positions restart; None: nowhere.
+
+    Returns:
+        (tokens, targets, the keyword arguments), all T of each row or, where devices split the
+        sequences, this device's.
+    """
+    tokens, targets = windows[:, :-1], windows[:, 1:]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    arguments = {"positions": positions} | model_arguments(tokens, document_start)
+    return sequence.local_tokens((tokens, targets, arguments))
 
 
 def abstract(config: ModelConfig) -> T6:

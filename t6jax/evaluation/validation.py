@@ -9,35 +9,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from t6jax.data.batches import Sources
 from t6jax.data.shards import find_shards, open_shard
-from t6jax.model import T6
-from t6jax.ops.cross_entropy import cross_entropy
-from t6jax.ops.documents import model_arguments
+from t6jax.model import T6, model_inputs
 
 # a table of V x V counts is kept for vocabularies up to this size
 LARGEST_BIGRAM_VOCABULARY = 2048
 LARGEST_COUNTED_SAMPLE = 10**8
 
 
-def make_loss_sums(graph: nnx.GraphDef[T6], document_start: int | None = None) -> Callable:
-    """(params, windows [B, T + 1], mask [B]) -> (nats of all unmasked tokens, how many), compiled
-    once a shape.
+def loss_sums(
+    model: T6,
+    windows: Int[Array, "B window"],
+    mask: Float[Array, "B"],
+    document_start: int | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss summed over tokens, and the number of tokens; of this device's, on a mesh.
 
-    document_start: the token at which attention stops and positions restart; None: nowhere.
+    Args:
+        model: the model.
+        windows: rows of T + 1 tokens; each token but the first is a target.
+        mask: 1 for rows that count, 0 for those that do not.
+        document_start: the token at which attention stops and positions restart; None: nowhere.
+
+    Returns:
+        (nats of the unmasked rows' targets, how many targets those are).
     """
+    tokens, targets, arguments = model_inputs(windows, document_start)
+    nats = model.nats(tokens, targets, **arguments)
+    return jnp.sum(nats * mask[:, None]), jnp.sum(mask) * nats.shape[1]
 
-    @jax.jit
-    def loss_sums(params, windows, mask):
-        model = nnx.merge(graph, params)
-        tokens = windows[:, :-1]
-        nats = cross_entropy(
-            model(tokens, **model_arguments(tokens, document_start)), windows[:, 1:]
+
+def make_loss_sums(graph: nnx.GraphDef[T6], document_start: int | None = None) -> Callable:
+    """`loss_sums` as (params, windows, mask) -> sums, compiled once for each shape."""
+    return jax.jit(
+        lambda params, windows, mask: loss_sums(
+            nnx.merge(graph, params), windows, mask, document_start
         )
-        return jnp.sum(nats * mask[:, None]), jnp.sum(mask) * nats.shape[1]
-
-    return loss_sums
+    )
 
 
 def validation_loss(

@@ -1,10 +1,10 @@
 """Layers whose parameters other devices store, one after another: what is sent travels beside a
 neighbour's computation.
 
-In a loop XLA sees to that (training/step.py). Out of a loop it may bring many layers' parameters at
-once, and keeps all their gradients whole to send them together at the end: what waits for what is
-written here, in barriers. XLA drops from a barrier what nothing reads afterwards, so everything
-that comes out of one is used.
+In a loop XLA sees to that (loop_prefetch_options). Out of a loop it may bring many layers'
+parameters at once, and keeps all their gradients whole to send them together at the end: what waits
+for what is written here, in barriers. XLA drops from a barrier what nothing reads afterwards, so
+everything that comes out of one is used.
 """
 
 import functools
@@ -97,3 +97,19 @@ def _backward(block: Callable, transport: Transport, residuals: Any, grad: Any) 
 
 
 run_prefetched.defvjp(_forward_for_gradient, _backward)
+
+
+def loop_prefetch_options(on: bool) -> dict[str, Any]:
+    """XLA's options for prefetching in a loop over layers, for jax.jit's compiler_options.
+
+    With them, XLA starts to gather the next layer's parameters while one layer runs, and finishes
+    the sums of its gradients during the next. Where layers do not run in a loop, these options do
+    harm: in the loop over micro-batches, XLA computes blocks twice to send early what they give.
+    """
+    mode = f"COLLECTIVE_PIPELINING_MODE_{'ON' if on else 'OFF'}"
+    pipelined = {
+        f"xla_gpu_pipeline_{kind}": mode for kind in ("all_gather", "reduce_scatter", "all_reduce")
+    }
+    # two copies of the loop's body, so that what is gathered for one layer is not copied over what
+    # the other uses
+    return pipelined | {"xla_gpu_enable_while_loop_double_buffering": on}

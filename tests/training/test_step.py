@@ -2,6 +2,8 @@
 depends on the seed alone.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +100,16 @@ def test_document_masking_reaches_the_losses(run_config):
     )  # the output projections start at zero, and nothing would be seen of attention
     noise = lambda x: x + 0.1 * jnp.asarray(draw.standard_normal(x.shape), x.dtype)
     params = jax.tree.map(noise, masked.create(jax.random.key(0)).params)
-    losses = [float(jax.jit(t._loss)(params, batch)) for t in (masked, trainer(run_config))]
-    assert abs(losses[0] - losses[1]) > 1e-4
-    nats, tokens = make_loss_sums(masked.graph, 256)(params, batch, np.ones(len(batch), np.float32))
-    assert float(nats / tokens) == pytest.approx(losses[0], rel=1e-5)
+    mask = np.ones(len(batch), np.float32)
+    mean = lambda sums: float(sums[0] / sums[1])
+    loss, everywhere = (
+        mean(t.loss_sums(params, batch, mask)) for t in (masked, trainer(run_config))
+    )
+    assert abs(loss - everywhere) > 1e-4
+    evaluated = make_loss_sums(masked.graph, 256)(params, batch, mask)
+    assert mean(evaluated) == pytest.approx(loss, rel=1e-5)
+    # and those of the step, whose parameters are those before it
+    state = masked.create(jax.random.key(0))
+    state = dataclasses.replace(state, params=jax.tree.map(jnp.copy, params))
+    _, metrics = masked.step(state, batch)
+    assert float(metrics["train_loss"]) == pytest.approx(loss, rel=1e-5)
