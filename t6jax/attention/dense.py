@@ -7,11 +7,13 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.ops.attention import causal_attention
 from t6jax.ops.decode.dense import decode_dense
+from t6jax.ops.names import PROJECTION
 from t6jax.ops.token_cache import TokenCache
 from t6jax.parallel import placement
 
@@ -48,7 +50,8 @@ class Dense(Attention):
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
     ) -> tuple[Array, KeysValues]:
         k, v = (jnp.einsum("btd,dge->btge", x, self.weight(w)) for w in (self.w_k, self.w_v))
-        return self.rope(self.query(x), positions), KeysValues(self.rope(k, positions), v)
+        q, k, v = checkpoint_name((self.query(x), k, v), PROJECTION)
+        return self.rope(q, positions), KeysValues(self.rope(k, positions), v)
 
     def attend(
         self,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.factors.tensor_products import Product, head_room
@@ -21,6 +22,7 @@ from t6jax.errors import InputError
 from t6jax.layers import pad_columns, worth_copying_weights
 from t6jax.ops.attention import causal_attention
 from t6jax.ops.decode import decode
+from t6jax.ops.names import PROJECTION
 from t6jax.ops.precision import at_least_float32
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine, expand, factors
@@ -195,7 +197,9 @@ class Factored(Attention):
     def factor(self, x: Float[Array, "B T d_model"], w: nnx.Param) -> Float[Array, "*B_T R size"]:
         """A factor of each token, or, of a factor that is the same for all, that one."""
         w = self.weight(w)
-        return w if w.ndim == 2 else jnp.einsum("btd,drs->btrs", x, w)
+        if w.ndim == 2:
+            return w
+        return checkpoint_name(jnp.einsum("btd,drs->btrs", x, w), PROJECTION)
 
     def head_factor(
         self, x: Float[Array, "B T d_model"], w: nnx.Param, activation: str
@@ -327,7 +331,8 @@ class Factored(Attention):
             products[name] = Product(
                 starts["a", name], starts["b", name], rank, heads, dim, rotate=name != "v"
             )
-        return x @ pad_columns(jnp.concatenate(blocks, axis=1)), products
+        rows = x @ pad_columns(jnp.concatenate(blocks, axis=1))
+        return checkpoint_name(rows, PROJECTION), products
 
     def empty_cache(self, batch: int, max_length: int) -> TPACache:
         return TPACache.from_factors(

@@ -4,10 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t6jax.attention.base import Initializer
 from t6jax.attention.dense import Dense, DenseConfig
+from t6jax.ops.names import PROJECTION
 
 
 class MFA(Dense):
@@ -23,7 +25,8 @@ class MFA(Dense):
         self.w_uq = init.linear((d_c, heads, d_c), "latent", "heads", "head_dim")
 
     def query(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T H D"]:
-        return jnp.einsum("btc,che->bthe", x @ self.weight(self.w_dq), self.weight(self.w_uq))
+        latent = checkpoint_name(x @ self.weight(self.w_dq), PROJECTION)
+        return jnp.einsum("btc,che->bthe", latent, self.weight(self.w_uq))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,13 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.ops.attention import causal_attention
 from t6jax.ops.decode.dense import decode_dense
+from t6jax.ops.names import PROJECTION
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.token_cache import TokenCache
 
@@ -43,12 +45,15 @@ class MLA(Attention):
     def project(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
     ) -> tuple[Array, Array]:
-        c_q = rms_norm(x @ self.weight(self.w_dq), LATENT_EPSILON, self.q_norm[...])
+        c_q, c_kv, k_r = checkpoint_name(
+            tuple(x @ self.weight(w) for w in (self.w_dq, self.w_dkv, self.w_kr)), PROJECTION
+        )
+        c_q = rms_norm(c_q, LATENT_EPSILON, self.q_norm[...])
         q_c, q_r = (
             jnp.einsum("btc,che->bthe", c_q, self.weight(w)) for w in (self.w_uq, self.w_qr)
         )
-        c_kv = rms_norm(x @ self.weight(self.w_dkv), LATENT_EPSILON, self.kv_norm[...])
-        k_r = self.rope(x @ self.weight(self.w_kr), positions)
+        c_kv = rms_norm(c_kv, LATENT_EPSILON, self.kv_norm[...])
+        k_r = self.rope(k_r, positions)
         return jnp.concatenate([q_c, self.rope(q_r, positions)], axis=-1), jnp.concatenate(
             [c_kv, k_r], axis=-1
         )

@@ -5,10 +5,12 @@ import math
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Initializer
 from t6jax.attention.factored import Factored, FactoredConfig
+from t6jax.ops.names import PROJECTION
 
 
 class TPAKVOnly(Factored):
@@ -24,7 +26,8 @@ class TPAKVOnly(Factored):
     def query(
         self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]
     ) -> Float[Array, "B T H D"]:
-        return self.rope(jnp.einsum("btd,dhe->bthe", x, self.weight(self.w_q)), positions)
+        q = jnp.einsum("btd,dhe->bthe", x, self.weight(self.w_q))
+        return self.rope(checkpoint_name(q, PROJECTION), positions)
 
 
 @dataclasses.dataclass(frozen=True)

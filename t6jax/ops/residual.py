@@ -4,9 +4,11 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pallas_kernels.elementwise import add_norm_swiglu as elementwise
+from t6jax.ops.names import NORMED, RESIDUAL
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32
 
@@ -36,9 +38,10 @@ def add_norm(
     gradient through another.
     """
     if takes_kernels(x.dtype, x) and x.shape[-1] <= elementwise.WIDEST_ROW:
-        return _add_norm(x, update)
-    total = x + update
-    return total, rms_norm(total)
+        total, normed = _add_norm(x, update)
+        return checkpoint_name(total, RESIDUAL), checkpoint_name(normed, NORMED)
+    total = checkpoint_name(x + update, RESIDUAL)
+    return total, checkpoint_name(rms_norm(total), NORMED)
 
 
 @jax.custom_vjp
@@ -58,8 +61,9 @@ def _backward(total, grads):
 
 
 def _forward(x, update):
-    results = _add_norm(x, update)
-    return results, results[0]
+    total, normed = _add_norm(x, update)
+    total = checkpoint_name(total, RESIDUAL)  # here too: it is what the gradient reads
+    return (total, normed), total
 
 
 _add_norm.defvjp(_forward, _backward)

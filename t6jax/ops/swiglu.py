@@ -1,14 +1,15 @@
 """The gate of SwiGLU."""
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pallas_kernels.elementwise.add_norm_swiglu import swiglu_gradient
+from t6jax.ops.names import GATE, UP
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32
 
 
-@jax.custom_vjp
 def swiglu(
     gate: Float[Array, "*batch width"], up: Float[Array, "*batch width"]
 ) -> Float[Array, "*batch width"]:
@@ -17,6 +18,11 @@ def swiglu(
     Its gradient keeps gate and up alone: left to itself, differentiation keeps the sigmoid too, one
     more array of the widest kind that there is in a block.
     """
+    return _swiglu(checkpoint_name(gate, GATE), checkpoint_name(up, UP))
+
+
+@jax.custom_vjp
+def _swiglu(gate, up):
     wide = at_least_float32(gate)
     return (wide * jax.nn.sigmoid(wide) * at_least_float32(up)).astype(up.dtype)
 
@@ -32,4 +38,8 @@ def _backward(residuals, g):
     return d_gate.astype(gate.dtype), (wide_g * wide_gate * s).astype(up.dtype)
 
 
-swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _backward)
+def _forward(gate, up):
+    return _swiglu(gate, up), (gate, up)
+
+
+_swiglu.defvjp(_forward, _backward)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.attention import forward, gradient
 from pallas_kernels.attention.teams import utilization
 from pallas_kernels.hopper.primitives import multiprocessors
+from t6jax.ops import names
 from t6jax.ops.on_gpu import on_hopper
 from t6jax.ops.precision import accumulator
 from t6jax.parallel import sequence
@@ -65,6 +66,10 @@ def causal_attention(
     then take any multiple of 512 of them.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = (
+        checkpoint_name(x, name)
+        for x, name in ((query, names.QUERY), (key, names.KEY), (value, names.VALUE))
+    )
     if sequence.sequence_shards() > 1:
         return _of_own_tokens(query, key, value, segment_ids, scale)
     mask = None if segment_ids is None else seen_segments(segment_ids)
@@ -202,15 +207,13 @@ def _cudnn_with_lse(
     )
 
 
-ATTENTION = "attention"  # the name of what rematerialisation is to keep
-
-
 def keep_attention(primitive: Any, *_: Any, **settings: Any) -> bool:
     """A rematerialisation policy: what attention's kernels give is kept, being small beside what it
     costs; cuDNN's too.
     """
     return (
-        primitive.name.startswith("dot_product_attention_fwd") or settings.get("name") == ATTENTION
+        primitive.name.startswith("dot_product_attention_fwd")
+        or settings.get("name") == names.ATTENTION
     )
 
 
@@ -230,7 +233,7 @@ def _forward(
         )
     else:
         results = _cudnn_with_lse(query, key, value, scale)
-    out, lse = (checkpoint_name(x, ATTENTION) for x in results)
+    out, lse = (checkpoint_name(x, names.ATTENTION) for x in results)
     return out, (query, key, value, out, lse, chunks)
 
 
