@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 RUN := runs/quickstart
 PROMPT := def __init__(self
 
-.PHONY: help setup quickstart test test-gpu test-torch lint clean
+.PHONY: help setup quickstart test test-gpu test-torch lint docs clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -25,7 +25,7 @@ quickstart: .venv/installed
 	$(PYTHON) eval.py --ckpt=$(RUN)
 	$(PYTHON) generate.py --ckpt=$(RUN) --prompt="$(PROMPT)"
 
-test: lint
+test: lint docs
 	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/installed
@@ -37,6 +37,10 @@ test-torch: .venv-torch/installed
 lint: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+# the site, into build/site; a warning is an error
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 clean:
 	rm -rf .venv .venv-torch runs

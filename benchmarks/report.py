@@ -206,10 +206,7 @@ TABLES = {
         "attention_beside_tokamax_nvidia_h200.json",
     ),
 }
-FILES = [
-    ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("flash_tpa.md", "training_speed.md", "scaling.md")),
-]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def with_tables(text: str) -> str:

@@ -1,0 +1,46 @@
+"""Trains a small T6 on your own text, then continues a prompt.
+
+usage: python -m examples.train_on_own_text TEXT WORKDIR [STEPS]
+
+TEXT is a text file or a folder. The same from the command line:
+python train.py --config=configs/quickstart.py --workdir=WORKDIR --config.data.source=TEXT
+"""
+
+import pathlib
+import sys
+
+import t6jax
+from configs import quickstart
+from t6jax.data.corpus import run_tokenizer
+from t6jax.runs import read_config
+from t6jax.training.loop import train
+
+
+def main(source: str, workdir: pathlib.Path, steps: int = 500, prompt: str = "The ") -> str:
+    """Trains for so many steps in workdir and returns the continued prompt."""
+    config = quickstart.get_config()
+    config.data.source = source
+    config.steps = steps
+    config.optimizer.update(warmup_steps=steps // 10, decay_steps=steps)
+    train(config.to_dict(), workdir)  # resumes if workdir holds a run
+
+    model, _ = t6jax.load(workdir)
+    tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
+    tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode()).tolist()]
+    (new,) = t6jax.generate(
+        model,
+        [tokens],
+        max_new_tokens=60,
+        temperature=0.8,
+        stop_tokens=[tokenizer.document_start],
+        vocab_size=tokenizer.vocab_size,
+    )
+    text = prompt + tokenizer.decode(new).decode("utf-8", "replace")
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    main(sys.argv[1], pathlib.Path(sys.argv[2]), *map(int, sys.argv[3:]))

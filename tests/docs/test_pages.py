@@ -1,0 +1,154 @@
+"""The pages tell the truth: their snippets run, and what they name is there."""
+
+import dataclasses
+import importlib.util
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import report
+from configs import common
+from t6jax.attention import MECHANISMS
+from t6jax.data.corpus import check_mixture
+from tests.conftest import ROOT, process_options, program
+from tests.docs.pages import PAGES, commands, python_blocks
+
+COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
+CONFIGS = (ROOT / "docs" / "configs.md").read_text()
+# what the pages name that a run, a build or a preparation makes
+MADE = ("runs/", "data/", "evaluation/", "checkpoints/", "tensorboard/", "build/", "RUN/", "~/")
+SECTIONS = ("model", "data", "optimizer", "mesh", "sharding", "checkpoint", "validation", "log")
+
+
+def flags(command: str) -> set[str]:
+    """The names of the flags of a command, those of config keys left out."""
+    return set(re.findall(r"--(\w+)(?![\w.])", command))
+
+
+@pytest.mark.parametrize("page", ["docs/from_python.md"])
+def test_snippets_run_one_after_another(page):
+    names: dict = {}
+    blocks = python_blocks(PAGES[page])
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    assert blocks
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_all_snippets_are_python_and_import_what_exists(page):
+    for block in python_blocks(PAGES[page]):
+        compile(block, page, "exec")
+        for line in re.findall(r"^(?:from|import) .*$", block, re.M):
+            exec(line, {})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page):
+    old = page == "CHANGELOG.md"  # whose tables have what is gone in their first column
+    text = re.sub(r"^\|[^|]*\|", "|", PAGES[page], flags=re.M) if old else PAGES[page]
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text)
+    named = [name for name in named if not name.startswith(MADE) and "SIZE_MECHANISM" not in name]
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", PAGES[page])
+    wrong = [x for x in links if not x.startswith("http") and not (folder / x).exists()]
+    # the project's pages lie next to the others on the site
+    assert not [x for x in wrong if x not in ("changelog.md", "contributing.md")]
+
+
+@pytest.mark.parametrize("path", report.FILES, ids=lambda path: path.name)
+def test_measured_tables_are_those_of_the_recorded_results(path):
+    text = path.read_text()
+    assert report.with_tables(text) == text
+    named = re.findall(r"<!-- benchmarks\.report: (.*?) -->", text)
+    assert set(named) <= set(report.TABLES)
+
+
+def test_every_recorded_table_is_on_a_page():
+    everything = "".join(path.read_text() for path in report.FILES)
+    assert all(f"<!-- benchmarks.report: {name} -->" in everything for name in report.TABLES)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_what_a_command_names_exists(page, command):
+    for file in re.findall(r"(?<![\w/=])((?:configs|scripts|examples)/[\w./-]+\.\w+)", command):
+        assert (ROOT / file).is_file(), file
+    if module := re.search(r"python -m ([\w.]+)", command):
+        assert importlib.util.find_spec(module[1]), module[1]
+    if target := re.match(r"make ([\w-]+)(?: |$)", command):
+        assert re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(), re.M), target[1]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [c for c in COMMANDS if re.search(r"--config=\S*\w+\.py", c[1])]
+)
+def test_config_keys_of_a_command_exist(page, command):
+    file = re.search(r"--config=(\S+)", command)[1]
+    config = runpy.run_path(str(ROOT / file))["get_config"]()
+    for key in re.findall(r"--config\.([a-z][\w.]+)=", command):
+        assert key in flat(config.to_dict()), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "generate.py"])
+def test_flags_of_the_programs_exist(name):
+    help_text = program(name, "--help").stdout
+    used = {f for _, c in COMMANDS if c.startswith(f"python {name} ") for f in flags(c)}
+    used -= {"config"} if name == "train.py" else set()
+    missing = {flag for flag in used if not re.search(rf"--(\[no\])?{flag}\b", help_text)}
+    assert used and not missing
+
+
+@pytest.mark.parametrize("name", ["prepare", "train_tokenizer", "verify"])
+def test_flags_of_the_data_programs_exist(name):
+    run = [sys.executable, "-m", f"t6jax.data.{name}", "--help"]
+    help_text = subprocess.run(run, **process_options(), capture_output=True, check=True).stdout
+    shown = [c for _, c in COMMANDS if c.startswith(f"python -m t6jax.data.{name} ")]
+    assert shown and all(re.search(rf"--{f}\b", help_text) for c in shown for f in flags(c))
+
+
+def test_the_mixture_shown_is_one():
+    config = common.get_config()
+    (line,) = re.findall(r"^    (config.data.mixture = .*)$", PAGES["docs/data.md"], re.M)
+    exec(line, {"config": config})
+    check_mixture(config.to_dict()["data"])
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """The keys of a config, their names joined by dots, with their values."""
+    keys = {}
+    for key, value in config.items():
+        leaf = not isinstance(value, dict) or key == "mixture"
+        keys |= {prefix + key: value} if leaf else flat(value, f"{prefix}{key}.")
+    return keys
+
+
+def test_configs_md_lists_every_key_with_its_default():
+    wanted = flat(common.get_config().to_dict())
+    for mechanism in MECHANISMS.values():
+        for field in dataclasses.fields(mechanism):
+            if field.default is not dataclasses.MISSING:
+                wanted.setdefault(f"model.attention.{field.name}", field.default)
+    rows = re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", CONFIGS, re.M)
+    listed = {k: v for k, v in rows if k.split(".")[0] in SECTIONS or k in wanted}
+    assert listed == {key: repr(value) for key, value in wanted.items()}
+
+
+def test_configs_md_says_which_mechanism_has_which_key():
+    family = {name for name in MECHANISMS if name.startswith("tpa")}
+    groups = {
+        "all": set(MECHANISMS),
+        "TPA": family,
+        "TPA but `tpa_kvonly`": family - {"tpa_kvonly"},
+    }
+    rows = re.findall(r"^\| `model\.attention\.(\w+)` \| `.*?` \| (.*?) \|", CONFIGS, re.M)
+    for key, of in rows:
+        have = {n for n, m in MECHANISMS.items() if key in {f.name for f in dataclasses.fields(m)}}
+        assert key == "name" or have == groups.get(of, {of.strip("`")}), key
