@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.decode.cache_layout import CacheLayout, Rotation
+from pallas_kernels.triton_launch import launch, power_of_2, unavailable
 
 LOG2E = math.log2(math.e)
 
@@ -35,7 +36,7 @@ def default_config(layout: CacheLayout) -> Config:
     """What measured best on an H200: a warp for every 16 heads, and as many stages as its registers
     allow.
     """
-    heads = min(32, max(16, _power_of_2(layout.heads)))
+    heads = min(32, max(16, power_of_2(layout.heads)))
     small = max(layout.dim_k, layout.dim_v) <= 64
     return Config(
         64 if small else 32,
@@ -44,10 +45,6 @@ def default_config(layout: CacheLayout) -> Config:
         3 if small and layout.rank_k + layout.rank_v <= 2 else 2,
         4,
     )
-
-
-def _power_of_2(x: int) -> int:
-    return 1 << (x - 1).bit_length()
 
 
 def constants(
@@ -66,7 +63,7 @@ def constants(
     """The kernel's compile-time constants. None of them depends on the lengths. rank_q: 0 for a
     dense query.
     """
-    heads = min(config.heads, max(16, _power_of_2(layout.heads)))
+    heads = min(config.heads, max(16, power_of_2(layout.heads)))
     programs = batch * new_tokens * -(-layout.heads // heads)
     return dict(
         M=capacity,
@@ -77,7 +74,7 @@ def constants(
         D=layout.dim_k,
         E=layout.dim_v,
         R_Q=rank_q,
-        PADDED_R_Q=max(16, _power_of_2(rank_q)) if rank_q else 0,
+        PADDED_R_Q=max(16, power_of_2(rank_q)) if rank_q else 0,
         R_K=layout.rank_k,
         R_V=layout.rank_v,
         PADDED_H=layout.padded_heads,
@@ -116,12 +113,8 @@ def check(layout: CacheLayout, dtype, rotation: Rotation | None, scale: float) -
         raise no(
             f"D and E must be powers of 2 from 16 to 256, not {layout.dim_k} and {layout.dim_v}"
         )
-    try:
-        import jax_triton  # noqa: F401
-
-        from pallas_kernels.decode import triton_kernels  # noqa: F401
-    except ImportError as error:
-        raise no(f"it needs the package jax-triton ({error})") from error
+    if reason := unavailable():
+        raise no(reason)
 
 
 def attend(
@@ -138,9 +131,7 @@ def attend(
     config: Config | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As mosaic_gpu.attend."""
-    import jax_triton
-
-    from pallas_kernels.decode.triton_kernels import combine, partials
+    from pallas_kernels.decode.triton_kernels import flash_tpa_combine, flash_tpa_partials
 
     config = config or default_config(layout)
     B, N, M, H, E = len(lengths), query[0].shape[1], rows.shape[1], layout.heads, layout.dim_v
@@ -158,43 +149,42 @@ def attend(
         else lengths
     )
     # what a case does not have is given something that it does not look at
-    o, m, l = jax_triton.triton_call(
+    o, m, l = launch(
         *(query if rank_q else (query[0], query[0])),
         lengths,
         rows,
         *(b or (rows,)),
         *(a or (rows, rows)),
         frequencies,
-        kernel=partials,
+        kernel=flash_tpa_partials,
         out_shape=[
             jax.ShapeDtypeStruct((B, splits, N, H, E), jnp.float32),
             jax.ShapeDtypeStruct((B, splits, N, H), jnp.float32),
             jax.ShapeDtypeStruct((B, splits, N, H), jnp.float32),
         ],
         grid=(N * -(-H // sizes["HEADS"]), splits, B),
-        name="flash_tpa_triton_partials",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **sizes,
     )
-    return jax_triton.triton_call(
+    return launch(
         o,
         m,
         l,
-        kernel=combine,
+        kernel=flash_tpa_combine,
         out_shape=[
             jax.ShapeDtypeStruct((B, N, H, E), dtype),
             jax.ShapeDtypeStruct((B, N, H), jnp.float32),
         ],
         grid=(N * H, B),
-        name="flash_tpa_triton_combine",
         num_warps=1,
+        num_stages=3,
         NH=N * H,
         E=E,
         R_V=layout.rank_v,
         SPLITS=splits,
-        PADDED_SPLITS=_power_of_2(splits),
-        CHUNK=min(16, _power_of_2(splits)),
+        PADDED_SPLITS=power_of_2(splits),
+        CHUNK=min(16, power_of_2(splits)),
     )
 
 

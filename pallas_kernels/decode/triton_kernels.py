@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def partials(
+def flash_tpa_partials(
     q_ptr,  # [B, N, R_Q, H], the query's A factors; or the query itself, [B, N, H, D]
     b_q_ptr,  # [B, N, R_Q, D]
     lengths_ptr,  # [B]
@@ -139,7 +139,7 @@ def partials(
 
 
 @triton.jit
-def combine(
+def flash_tpa_combine(
     o_ptr,  # [B, SPLITS, N H, E]
     m_ptr,  # [B, SPLITS, N H]
     l_ptr,

@@ -1,1 +1,1 @@
-"""What lies between matrix products, in one pass over memory each."""
+"""What a block computes between its matrix products, in one pass over memory each."""

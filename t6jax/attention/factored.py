@@ -293,7 +293,7 @@ class Factored(Attention):
                 (rows[..., start:stop], positions, segment_ids)
             )
             key, value = self._expanded(
-                keys_values, all_positions, *(products[name].behind(start) for name in "kv")
+                keys_values, all_positions, *(products[name].without_first(start) for name in "kv")
             )
         query = query[0] if query else self.query(x, positions)
         return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry

@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
+from pallas_kernels import triton_launch
+
 
 def takes_kernels(dtype: DTypeLike, *arrays: Array) -> bool:
-    """Whether the Triton kernels run: on an NVIDIA GPU, computing in half precision, with places
-    that int32 counts.
+    """Whether the Triton kernels run: on an NVIDIA GPU with jax-triton, computing in half
+    precision.
     """
     half_precision = dtype in (jnp.bfloat16, jnp.float16)
-    return jax.default_backend() == "gpu" and half_precision and max(x.size for x in arrays) < 2**31
+    on_gpu = jax.default_backend() == "gpu"
+    return on_gpu and half_precision and triton_launch.unavailable() is None
 
 
 def on_hopper() -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pallas_kernels.elementwise import add_norm_swiglu as elementwise
+from pallas_kernels.elementwise import add_norm as elementwise
 from t6jax.ops.names import NORMED, RESIDUAL
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32
@@ -37,7 +37,7 @@ def add_norm(
     """x + update, and its RMSNorm. On an NVIDIA GPU, half precision goes through one kernel, its
     gradient through another.
     """
-    if takes_kernels(x.dtype, x) and x.shape[-1] <= elementwise.WIDEST_ROW:
+    if takes_kernels(x.dtype, x) and x.shape[-1] <= elementwise.MAX_WIDTH:
         total, normed = _add_norm(x, update)
         return checkpoint_name(total, RESIDUAL), checkpoint_name(normed, NORMED)
     total = checkpoint_name(x + update, RESIDUAL)

@@ -4,7 +4,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pallas_kernels.elementwise.add_norm_swiglu import swiglu_gradient
+from pallas_kernels.elementwise.swiglu import swiglu_gradient
 from t6jax.ops.names import GATE, UP
 from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32

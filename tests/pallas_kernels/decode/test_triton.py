@@ -1,5 +1,5 @@
-"""The Triton kernel without a GPU: that it compiles for Ampere, Ada and Hopper, and what is
-refused. Numbers: tests/gpu.
+"""The Triton kernels without a GPU: interpreted, compiled for Ampere, Ada and Hopper, and what they
+refuse.
 """
 
 import functools
@@ -10,7 +10,27 @@ import pytest
 
 from pallas_kernels.decode import flash_tpa, triton
 from pallas_kernels.decode.cache_layout import CacheLayout
+from tests.pallas_kernels.compilation import build
+from tests.pallas_kernels.decode.check import check
 from tests.pallas_kernels.oracle import rotation
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ((5, 3, 1, 32, 64), dict(N=3)),
+        ((34, 2, 2, 64, 64), dict(R_Q=0, dtype=jnp.float16)),
+        ((17, 2, 2, 16, 16, False), dict(N=2)),  # non-contextual A
+        ((17, 2, 2, 16, 16, True, False), dict()),  # non-contextual B
+        # shared B, RoPE on reading
+        ((17, 2, 2, 16, 16, True, True, True), dict(turn=rotation(16, "bfloat16"), N=2)),
+        ((9, 2, 2, 32, 32, True, True, False, 2), dict()),  # heads in shards
+    ],
+)
+@pytest.mark.usefixtures("triton_interpreter")
+def test_matches_algorithm_1(sizes, options, monkeypatch):
+    monkeypatch.setattr(triton, "_multiprocessors", lambda: 4)  # fewer programs to interpret
+    check(CacheLayout(*sizes), [130, 0, 1, 65], capacity=133, kernel="triton", **options)
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
@@ -25,20 +45,20 @@ from tests.pallas_kernels.oracle import rotation
 )
 def test_compiles(sizes, turn, capability):
     pytest.importorskip("triton")
-    from pallas_kernels.decode.triton_kernels import combine, partials
+    from pallas_kernels.decode.triton_kernels import flash_tpa_combine, flash_tpa_partials
 
     layout = CacheLayout(*sizes)
     config = triton.default_config(layout)
     constants = triton.constants(
         layout, 2, 4096, 1, 6, layout.dim_k**-0.5, 108, config, rotation=turn
     )
-    pointers = dict.fromkeys(partials.arg_names[:11], "*bf16") | {
+    pointers = dict.fromkeys(flash_tpa_partials.arg_names[:11], "*bf16") | {
         "lengths_ptr": "*i32",
         "frequencies_ptr": "*fp32",
     }
     pointers |= dict.fromkeys(("o_ptr", "m_ptr", "l_ptr"), "*fp32")
     compiled = build(
-        partials,
+        flash_tpa_partials,
         pointers,
         constants,
         capability,
@@ -50,25 +70,12 @@ def test_compiles(sizes, turn, capability):
         NH=layout.heads, E=layout.dim_v, R_V=layout.rank_v, SPLITS=50, PADDED_SPLITS=64, CHUNK=16
     )
     build(
-        combine,
-        dict.fromkeys(combine.arg_names[:5], "*fp32") | {"out_ptr": "*bf16"},
+        flash_tpa_combine,
+        dict.fromkeys(flash_tpa_combine.arg_names[:5], "*fp32") | {"out_ptr": "*bf16"},
         sizes,
         capability,
         num_warps=1,
     )
-
-
-def build(kernel, pointers, constants, capability, **options):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    source = ASTSource(
-        fn=kernel,
-        signature=pointers | dict.fromkeys(constants, "constexpr"),
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def test_says_what_it_does_not_take(monkeypatch):

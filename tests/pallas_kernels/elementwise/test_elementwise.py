@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.elementwise.add_norm_swiglu import add_norm, add_norm_gradient, swiglu_gradient
+from pallas_kernels.elementwise.add_norm import add_norm, add_norm_gradient
 from pallas_kernels.elementwise.cross_entropy import cross_entropy_gradient
+from pallas_kernels.elementwise.swiglu import swiglu_gradient
 from tests.pallas_kernels.lowering import triton_kernels
 
 HALF = 2**-8  # of a number, at most, is lost by rounding it to bfloat16
@@ -28,9 +29,10 @@ def close(got, want, size):
 
 
 @pytest.mark.parametrize("width", [1, 100, 1600])
+@pytest.mark.usefixtures("triton_interpreter")
 def test_add_norm_is_the_sum_and_its_rms_norm(width):
     x, update = draw(5, width, count=2)
-    total, normed = add_norm(x, update, 1e-6, interpret=True)
+    total, normed = add_norm(x, update, 1e-6)
     np.testing.assert_array_equal(total, x + update)
     (t,) = wide(total)
     want = t / np.sqrt((t**2).mean(axis=1, keepdims=True) + 1e-6)
@@ -38,12 +40,13 @@ def test_add_norm_is_the_sum_and_its_rms_norm(width):
 
 
 @pytest.mark.parametrize("width", [1, 100, 1600])
+@pytest.mark.usefixtures("triton_interpreter")
 def test_the_gradient_of_add_norm_is_that_of_the_formula(width):
     total, total_grad, normed_grad = draw(5, width, count=3)
     t, g_t, g_n = wide(total, total_grad, normed_grad)
     scale = 1 / np.sqrt((t**2).mean(axis=1, keepdims=True) + 1e-6)
     along = (g_n * t).mean(axis=1, keepdims=True) * scale**2
-    got = add_norm_gradient(total, total_grad, normed_grad, 1e-6, interpret=True)
+    got = add_norm_gradient(total, total_grad, normed_grad, 1e-6)
     size = np.abs(g_t) + scale * (
         np.abs(g_n) + np.abs(t) * (np.abs(g_n * t)).mean(axis=1, keepdims=True) * scale**2
     )
@@ -51,24 +54,24 @@ def test_the_gradient_of_add_norm_is_that_of_the_formula(width):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 1023)])
+@pytest.mark.usefixtures("triton_interpreter")
 def test_the_gradient_of_swiglu_is_that_of_the_formula(shape):
     gate, up, grad = draw(*shape, count=3)
     a, b, g = wide(gate, up, grad)
     s = 1 / (1 + np.exp(-a))
-    gate_grad, up_grad = swiglu_gradient(gate, up, grad, interpret=True)
+    gate_grad, up_grad = swiglu_gradient(gate, up, grad)
     close(gate_grad, g * b * s * (1 + a * (1 - s)), np.abs(g * b * s) * (1 + np.abs(a * (1 - s))))
     close(up_grad, g * a * s, np.abs(g * a * s))
 
 
 @pytest.mark.parametrize("width", [1, 61, 9001])
 @pytest.mark.parametrize("scale", [1, 300])
+@pytest.mark.usefixtures("triton_interpreter")
 def test_cross_entropy_and_its_gradient_are_those_of_the_formula(width, scale):
     random = np.random.default_rng(width)
     logits = (scale * random.standard_normal((4, width))).astype(np.float32)
     targets = np.array([0, width - 1, width // 2, width // 3])
-    losses, grad = cross_entropy_gradient(
-        jnp.asarray(logits), jnp.asarray(targets), jnp.bfloat16, interpret=True
-    )
+    losses, grad = cross_entropy_gradient(jnp.asarray(logits), jnp.asarray(targets), jnp.bfloat16)
     x = logits.astype(np.float64)
     lse = x.max(axis=1) + np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1))
     hit = targets[:, None] == np.arange(width)

@@ -88,9 +88,10 @@ BOUND = 2 * 2**-8 * 1.01
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("triton_interpreter")
 def test_expand_is_eq_3_1(shape):
     products, rows, tables, _ = draw(*shape)
-    got = expand(rows, *tables, products, interpret=True)
+    got = expand(rows, *tables, products)
     for x, want, size in zip(
         got,
         reference(products, rows, tables),
@@ -102,9 +103,10 @@ def test_expand_is_eq_3_1(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("triton_interpreter")
 def test_contract_is_the_transpose_of_expand(shape):
     products, rows, tables, grads = draw(*shape)
-    got = np.asarray(contract(rows, *tables, grads, products, interpret=True), np.float64)
+    got = np.asarray(contract(rows, *tables, grads, products), np.float64)
     want, size = (reference(products, rows, tables, grads, size=f) for f in (lambda x: x, np.abs))
     assert (np.abs(got - want) <= BOUND * size).all()  # zeros where no product reads
 
@@ -119,6 +121,7 @@ def test_both_lower_for_an_nvidia_gpu(shape):
     assert triton_kernels(back, rows, *tables, grads) == ["tensor_products_contract"]
 
 
+@pytest.mark.usefixtures("triton_interpreter")
 def test_what_the_kernels_do_not_take_is_said():
     (k, v), _ = layout(5, 64, (2, 2))
     say = lambda *products, dtype=jnp.bfloat16: unsupported(products, dtype)
