@@ -9,7 +9,6 @@ both; medians are reported. Starting processes counts for preparing, and not for
 alone: with little text for each core (--megabytes) it is most of the difference.
 """
 
-import argparse
 import importlib.metadata
 import json
 import multiprocessing
@@ -25,13 +24,12 @@ import time
 
 import numpy as np
 
-from benchmarks.record import add_arguments, provenance, write
+from benchmarks.record import ROOT, nvidia_smi, parser, provenance, write
 from t6jax.data.documents import documents
 from t6jax.data.prepare import prepare
 from t6jax.data.shards import HEADER_INTS, MAGIC
 from t6jax.data.tokenizers import GPT2, TiktokenTokenizer, get_tokenizer
 
-ROOT = pathlib.Path(__file__).parent.parent
 CORES = len(os.sched_getaffinity(0))
 T = 1024
 COPIES = 4  # of the text, which is not enough otherwise
@@ -260,16 +258,6 @@ def training(folder: pathlib.Path, ranks: str, scratch: pathlib.Path) -> dict:
     }
 
 
-def device() -> str:
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        return subprocess.run(
-            query, capture_output=True, text=True, check=True
-        ).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return f"cpu-{CORES}-cores"
-
-
 def processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     return next(
@@ -279,20 +267,20 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", default=GPT2, help="gpt2, or a .tiktoken file with its ranks")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--ranks", default=GPT2, help="gpt2, or a .tiktoken file with its ranks")
+    arguments.add_argument(
         "--megabytes",
         type=float,
         default=240,
         help="of text to tokenize, a quarter of it four times",
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    add_arguments(parser)
-    args = parser.parse_args()
+    arguments.add_argument("--repeats", type=int, default=5)
+    args = arguments.parse_args()
     ranks = args.ranks if args.ranks == GPT2 else str(pathlib.Path(args.ranks).resolve())
+    device = nvidia_smi("name") or f"cpu-{CORES}-cores"
     libraries = ("tiktoken", "tokenizers", "datatrove", "pyarrow", "grain", "numpy")
-    result = provenance("benchmarks.data", device(), args.commit) | {
+    result = provenance("benchmarks.data", device, args.commit) | {
         "processor": processor(),
         "load_average_at_start": os.getloadavg()[0],
         "versions": {"python": platform.python_version()}

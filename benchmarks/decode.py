@@ -1,38 +1,38 @@
-"""Times FlashTPA decoding on one GPU beside plain XLA and, with --peers, beside FlashAttention-3
-and FlashMLA.
+"""Times FlashTPA decoding on one GPU, next to plain XLA and the kernels that others publish.
 
-    python -m benchmarks.decode [--quick] [--peers DIR] [--out benchmarks/results] [--commit HASH]
+    python -m benchmarks.decode [--quick] [--peers DIR] [--published DIR] [--out DIR]
 
 Writes decode_<gpu>.json, prints its tables, and draws the paper's Figures 5, 7 and 8 and a roofline
-plot beside it. DIR holds the peers' libraries, _vllm_fa3_C.abi3.so(.xz) and _flashmla_C.abi3.so. A
-case is one new token for each of B sequences; all lengths run inside one allocation, compiled once.
-What else is timed is in benchmarks/decode_cases.py.
+plot. A case is one new token for each of B sequences; all lengths run inside one allocation,
+compiled once. The cases outside this grid are in benchmarks/decode_cases.py.
+
+--peers DIR times FlashAttention-3 and FlashMLA, whose libraries DIR holds (benchmarks/peers.py).
+--published DIR times the Triton kernels of the paper's authors from a checkout of
+github.com/tensorgi/TPA (benchmarks/published.py). Both need PyTorch.
 """
 
-import argparse
 import functools
-import json
-import subprocess
-import sys
+import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import decode_cases, report
+from benchmarks import decode_cases, decode_plots, decode_tables, other_kernels, peers, published
 from benchmarks.device_time import device_seconds, read_bandwidth
-from benchmarks.record import add_arguments, provenance, write
+from benchmarks.record import Record, nvidia_smi, parser, provenance, write
 from pallas_kernels.decode import flash_tpa
 from pallas_kernels.decode.cache_layout import CacheLayout, unpack
 
 D = 64
-PAPER = [
-    ("TPA 16,1,1", CacheLayout(heads, 1, 1, D, D), 16) for heads in (16, 32, 48)
-]  # d_model 1024, 2048, 3072
-TRAINED_HEADS = {"small": 34, "medium": 47, "large": 61, "XL": 78}
-TRAINED = [
-    (f"T6 {size}", CacheLayout(heads, 2, 2, D, D), 6) for size, heads in TRAINED_HEADS.items()
-]
-COPIES = 6  # of the cache, taken in turn, so that no call finds its cache in L2 unless six fit
+PAPER = "TPA 16,1,1"  # R_Q, R_K, R_V of the paper's Figures 5, 7 and 8
+PAPER_HEADS = (16, 32, 48)  # d_model 1024, 2048, 3072
+TRAINED_HEADS = {"T6 small": 34, "T6 medium": 47, "T6 large": 61, "T6 XL": 78}
+RANKS = {PAPER: (16, 1, 1)} | dict.fromkeys(TRAINED_HEADS, (6, 2, 2))
+BATCHES, LENGTHS = (1, 2, 4, 8, 16), [2**i for i in range(12, 20)]
+QUICK_BATCHES, QUICK_LENGTHS = (1, 16), [2**12, 2**14, 2**17, 2**19]
+TRAINED_LENGTHS, QUICK_TRAINED_LENGTHS = [2**12, 2**14, 2**17], [2**17]
+CACHES = 6  # that calls cycle through, so that none finds its cache in L2 unless six fit
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -43,185 +43,128 @@ def algorithm_1(query, rows, lengths, layout):
     q = jnp.einsum("bnrh,bnrd->bnhd", a_q, b_q) / a_q.shape[2]
     logits = jnp.einsum("bmrh,bmrd,bnhd->bnhm", a_k, b_k, q, preferred_element_type=jnp.float32)
     logits *= layout.dim_k**-0.5 / layout.rank_k
-    p = jax.nn.softmax(
-        jnp.where((jnp.arange(M) < lengths[:, None])[:, None, None], logits, -jnp.inf)
-    ).astype(rows.dtype)
+    visible = (jnp.arange(M) < lengths[:, None])[:, None, None]
+    p = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf)).astype(rows.dtype)
     return jnp.einsum("bnhm,bmrh,bmre->bnhe", p, a_v, b_v) / layout.rank_v
 
 
-def normal(seed, shape):
+def normal(seed: int, shape: Sequence[int]) -> jax.Array:
+    """Random bfloat16 numbers."""
     return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
 
 
-def time_tpa(name, layout, R_Q, batch, lengths, beside):
-    capacity, results = max(lengths), []
-    query = normal(0, (batch, 1, R_Q, layout.heads)), normal(1, (batch, 1, R_Q, D))
-    caches = [normal(2 + i, (batch, capacity, layout.width)) for i in range(COPIES)]
-    filled = {length: jnp.full((batch,), length, jnp.int32) for length in lengths}
+def grid(quick: bool) -> list[tuple[str, int, int, list[int]]]:
+    """(name, heads, batch, lengths) of every FlashTPA case."""
+    lengths = QUICK_LENGTHS if quick else LENGTHS
+    paper = [
+        (PAPER, heads, batch, lengths)
+        for heads in ((32,) if quick else PAPER_HEADS)
+        for batch in (QUICK_BATCHES if quick else BATCHES)
+    ]
+    trained = [
+        (name, heads, batch, QUICK_TRAINED_LENGTHS if quick else TRAINED_LENGTHS)
+        for name, heads in TRAINED_HEADS.items()
+        for batch in (1, 16)
+    ]
+    return paper + trained
 
-    def times(kernel, lengths):
+
+def time_tpa(
+    name: str, heads: int, batch: int, lengths: list[int], *, baselines: bool
+) -> list[Record]:
+    """FlashTPA's times and, as baselines, those of the Triton kernel and of plain XLA."""
+    rank_q, rank_k, rank_v = RANKS[name]
+    layout = CacheLayout(heads, rank_k, rank_v, D, D)
+    query = normal(0, (batch, 1, rank_q, heads)), normal(1, (batch, 1, rank_q, D))
+    caches = [normal(2 + i, (batch, max(lengths), layout.width)) for i in range(CACHES)]
+    filled = {length: jnp.full((batch,), length, jnp.int32) for length in lengths}
+    seconds = {}
+
+    for kernel in ("mosaic_gpu", "triton") if baselines else ("mosaic_gpu",):
         decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout, kernel=kernel))
         calls = {
-            length: [lambda c=c, x=filled[length]: decode(query, c, x) for c in caches * 2]
-            for length in lengths
+            (kernel, length): [lambda c=c, x=x, f=decode: f(query, c, x) for c in caches * 2]
+            for length, x in filled.items()
         }
-        return device_seconds(calls)
-
-    entry = lambda implementation, length, seconds: dict(
-        name=name,
-        implementation=implementation,
-        heads=layout.heads,
-        batch=batch,
-        length=length,
-        microseconds=seconds * 1e6,
-        useful_bytes=2 * batch * length * layout.useful_width,
-        cache_bytes=2 * batch * length * layout.width,
-    )
-    results += [
-        entry("mosaic_gpu", length, seconds)
-        for length, seconds in times("mosaic_gpu", lengths).items()
-    ]
-    if beside:
-        results += [
-            entry("triton", length, seconds) for length, seconds in times("triton", lengths).items()
-        ]
-    for length in lengths if beside else ():
-        if (
-            batch * length <= 2**21
-        ):  # a shape of its own for each length: XLA's time follows the allocation
+        seconds |= device_seconds(calls)
+    for length, x in filled.items():
+        # XLA's time follows the allocation, so each length has a shape of its own
+        if baselines and batch * length <= 2**21:
             cut = [c[:, :length] for c in caches[:3]]
-            calls = {
-                length: [lambda c=c: algorithm_1(query, c, filled[length], layout) for c in cut * 2]
-            }
-            results.append(entry("xla", length, device_seconds(calls)[length]))
+            calls = [lambda c=c, x=x: algorithm_1(query, c, x, layout) for c in cut * 2]
+            seconds |= device_seconds({("xla", length): calls})
+    results = [
+        {
+            "name": name,
+            "implementation": implementation,
+            "heads": heads,
+            "batch": batch,
+            "length": length,
+            "microseconds": s * 1e6,
+            "useful_bytes": 2 * batch * length * layout.useful_width,
+            "cache_bytes": 2 * batch * length * layout.width,
+        }
+        for (implementation, length), s in seconds.items()
+    ]
     for r in results:
-        print(
-            f"{name}, B {batch}, {r['length']}: {r['implementation']} {r['microseconds']:.1f} us",
-            flush=True,
-        )
+        took = f"{r['implementation']} {r['microseconds']:.1f} us"
+        print(f"{name}, B {batch}, {r['length']}: {took}", flush=True)
     return results
 
 
-def measure(quick, peers):
-    lengths = [2**12, 2**14, 2**17, 2**19] if quick else [2**i for i in range(12, 20)]
-    cases, results = decode_cases.measure(), []
-    for name, layout, R_Q in PAPER if not quick else PAPER[1:2]:
-        for batch in (1, 16) if quick else (1, 2, 4, 8, 16):
-            results += time_tpa(
-                name,
-                layout,
-                R_Q,
-                batch,
-                lengths,
-                beside=not quick and layout.heads == 32 and batch in (1, 16),
-            )
-    for name, layout, R_Q in TRAINED:
-        for batch in (1, 16):
-            results += time_tpa(
-                name, layout, R_Q, batch, [2**17] if quick else [2**12, 2**14, 2**17], beside=False
-            )
-    bandwidth = read_bandwidth()
-    if peers:
-        jax.clear_caches()
-        command = [sys.executable, "-m", "benchmarks.peers", peers, *map(str, lengths)]
-        listing = subprocess.run(command, capture_output=True, text=True)
-        if listing.returncode:
-            sys.exit(f"the peers could not be timed:\n{listing.stderr[-2000:]}")
-        results += [
-            json.loads(line) for line in listing.stdout.splitlines() if line.startswith("{")
-        ]
-    return dict(read_bytes_per_second=bandwidth, results=results, cases=cases)
+def time_peers(folder: pathlib.Path, quick: bool) -> list[Record]:
+    """FlashAttention-3 and FlashMLA at every head count, batch and length of the paper's grid."""
+    cases = [
+        case
+        for name, heads, batch, lengths in grid(quick)
+        if name == PAPER
+        for case in peers.cases(heads, batch, lengths)
+    ]
+    return other_kernels.run("benchmarks.peers", str(folder), cases)
 
 
-def table(record):
-    yield (
-        f"{record['device']}, JAX {record['jax']}, read bandwidth "
-        f"{record['read_bytes_per_second'] / 1e12:.2f} TB/s"
+def time_published(folder: pathlib.Path, quick: bool) -> list[Record]:
+    """The authors' kernels: H = 32 of the paper's grid, and the models that the paper trains."""
+    cases = [
+        case
+        for name, heads, batch, lengths in grid(quick)
+        if name != PAPER or heads == 32
+        for case in published.cases(name, heads, RANKS[name], batch, lengths)
+    ]
+    published.compile_ahead(str(folder), cases)
+    return other_kernels.run("benchmarks.published", str(folder), cases)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--quick", action="store_true", help="a few sizes only")
+    arguments.add_argument(
+        "--peers", type=pathlib.Path, metavar="DIR", help="libraries of FlashAttention-3, FlashMLA"
     )
-    yield (
-        "| case | H | B | length | implementation | us | TB/s of useful bytes | of read bandwidth |"
+    arguments.add_argument(
+        "--published", type=pathlib.Path, metavar="DIR", help="a checkout of tensorgi/TPA"
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    for r in record["results"]:
-        rate = r["useful_bytes"] / r["microseconds"] * 1e6
-        yield (
-            f"| {r['name']} | {r['heads']} | {r['batch']} | {r['length']} | {r['implementation']} "
-            f"| {r['microseconds']:.1f} "
-            f"| {rate / 1e12:.2f} | {100 * rate / record['read_bytes_per_second']:.0f} % |"
-        )
+    args = arguments.parse_args()
+    if nvidia_smi("name") is None:
+        arguments.error("this needs an NVIDIA GPU")
+    # before JAX takes most of the GPU's memory
+    others = time_peers(args.peers, args.quick) if args.peers else []
+    others += time_published(args.published, args.quick) if args.published else []
 
-    yield report.decode_cases_table(record)
-
-
-def draw(record, out):
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    results = record["results"]
-    by = lambda **want: [r for r in results if all(r[k] == v for k, v in want.items())]
-    for figure, heads in (("5", 32), ("7", 16), ("8", 48)):
-        batches = sorted({r["batch"] for r in by(name="TPA 16,1,1", heads=heads)})
-        if not batches:
-            continue
-        _, axes = plt.subplots(
-            1, len(batches), figsize=(4 * len(batches), 4), sharey=True, squeeze=False
-        )
-        for axis, batch in zip(axes[0], batches):
-            for label in dict.fromkeys(
-                (r["name"], r["implementation"]) for r in by(heads=heads, batch=batch)
-            ):
-                points = by(heads=heads, batch=batch, name=label[0], implementation=label[1])
-                x, y = [[r[key] for r in points] for key in ("length", "microseconds")]
-                axis.loglog(x, y, "o-", base=2, label=", ".join(label))
-            axis.set(title=f"batch {batch}", xlabel="cached tokens")
-            axis.grid(alpha=0.3)
-        axes[0][0].set_ylabel("microseconds")
-        axes[0][0].legend(fontsize=8)
-        plt.tight_layout()
-        plt.savefig(out / f"decode_figure_{figure}.png", dpi=120)
-        plt.close()
-    _, axis = plt.subplots(figsize=(7, 4.5))
-    for label in dict.fromkeys((r["name"], r["implementation"]) for r in results):
-        points = by(name=label[0], implementation=label[1])
-        rates = [r["useful_bytes"] / r["microseconds"] / 1e6 for r in points]
-        axis.semilogx(
-            [r["useful_bytes"] for r in points],
-            rates,
-            "o",
-            base=2,
-            label=", ".join(label),
-            markersize=4,
-        )
-    axis.axhline(
-        record["read_bytes_per_second"] / 1e12,
-        color="black",
-        linestyle=":",
-        label="reading, measured",
-    )
-    axis.set(xlabel="bytes of cache", ylabel="TB/s", title=record["device"])
-    axis.legend(fontsize=7)
-    plt.tight_layout()
-    plt.savefig(out / "decode_roofline.png", dpi=120)
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a few sizes only")
-    parser.add_argument(
-        "--peers", metavar="DIR", help="folder with FlashAttention-3's and FlashMLA's libraries"
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
-    record = provenance("benchmarks.decode", jax.devices()[0].device_kind, args.commit) | measure(
-        args.quick, args.peers
-    )
+    record = provenance("benchmarks.decode", jax.devices()[0].device_kind, args.commit)
+    if args.published:
+        record["published"] = published.checkout(args.published)
+    record["cases"] = decode_cases.measure()
+    record["results"] = []
+    for name, heads, batch, lengths in grid(args.quick):
+        baselines = not args.quick and name == PAPER and heads == 32
+        record["results"] += time_tpa(name, heads, batch, lengths, baselines=baselines)
+    record["results"] += others
+    record["read_bytes_per_second"] = read_bandwidth()
     write(args.out, "decode", record)
-    print("\n".join(table(record)))
-    draw(record, args.out)
+    print("\n".join(decode_tables.every_result(record)))
+    print(decode_tables.cases(record))
+    decode_plots.draw(record, args.out)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
-"""What layouts of a config send and keep, from its training step's own program. usage: python -m
-benchmarks.layouts [--write]
+"""What each layout of a config sends and keeps, from the program of its training step.
 
---write puts the tables into docs/scaling.md.
+    python -m benchmarks.layouts [--write]
+
+Prints a table for each config; --write also puts the tables into docs/scaling.md.
 """
 
+import argparse
 import dataclasses
+import functools
 import importlib
 import math
-import pathlib
-import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from benchmarks.record import ROOT
+from benchmarks.tables import markdown, with_tables
 from t6jax.config import ModelConfig
 from t6jax.parallel.collectives import equations, written
 from t6jax.parallel.mesh import MESH_AXES, make_mesh
@@ -22,7 +24,7 @@ from t6jax.training.metrics import flops_per_token
 from t6jax.training.plan import NODE
 from t6jax.training.step import Trainer
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "scaling.md"
 # an H100 SXM by its data sheet: bytes a second in each direction to the others of its node and, a
 # 400 Gbit/s adapter for each GPU, to other nodes; and the share of its dense bfloat16 rate that the
 # step's products are taken to reach
@@ -54,9 +56,16 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one step on one device. state: bytes of parameters, gradients and optimizer; activations:
-    bytes that a micro-batch keeps for its backward pass, logits not counted. node, network: bytes
-    that leave the device, by the links they take.
+    """What one step costs one device.
+
+    Attributes:
+        rows: Rows of a micro-batch.
+        micro_batches: Micro-batches of a step.
+        state: Bytes of parameters, gradients and optimizer state.
+        activations: Bytes that a micro-batch keeps for its backward pass, without logits.
+        node: Bytes that leave the device over the links inside a node.
+        network: Bytes that leave the device over the network between nodes.
+        compute_seconds: Seconds of the step's matrix products and attention.
     """
 
     rows: int
@@ -69,25 +78,34 @@ class Costs:
 
     @property
     def seconds(self) -> float:
-        """That sending takes, one after the other at the links' full rates."""
+        """Seconds of sending, one collective after the other at the links' full rates."""
         return self.node / NVLINK + self.network / NETWORK
 
 
 def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Costs | None:
-    """Of a config on a mesh, in micro-batches of at most so many rows a device; None where the
-    batch has too few rows.
+    """The costs of a config on a mesh.
+
+    Args:
+        config: The config; its batch is rounded up to a power of two.
+        sizes: The mesh's axes that are larger than 1.
+        rows: The most rows of a micro-batch on one device.
+    Returns:
+        The costs, or None where the batch has fewer rows than devices to split it.
     """
     model = ModelConfig.from_dict(config["model"])
     split = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    # a power of two, so that layouts can be compared: the paper's 480 as 512
-    batch = 2 ** math.ceil(math.log2(config["batch_size"]))
+    batch = _batch(config)
     # tensor and sequence leave room for as many more rows as they divide activations by
     rows = min(rows * sizes.get("tensor", 1) * sizes.get("sequence", 1), batch // split)
     if not rows:
         return None
-    parts = batch // split // rows
+    micro_batches = batch // split // rows
     mesh_sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
-    config = dict(config) | {"batch_size": batch, "accumulation_steps": parts, "mesh": mesh_sizes}
+    config = dict(config) | {
+        "batch_size": batch,
+        "accumulation_steps": micro_batches,
+        "mesh": mesh_sizes,
+    }
     # as a loop, whose scan says what is kept; unrolled, the last layer is gathered once, not twice
     config["model"] = dict(config["model"]) | {"remat": "dots", "unroll": False}
     model = ModelConfig.from_dict(config["model"])
@@ -104,15 +122,13 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
         span = n * math.prod(mesh_sizes[a] for a in MESH_AXES[MESH_AXES.index(axes[-1]) + 1 :])
         node, network = (node + leaving, network) if span <= NODE else (node, network + leaving)
     state, shardings = trainer.abstract_state, trainer.shardings
-    size = lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
-    total = lambda tree, of: sum(jax.tree.leaves(jax.tree.map(size, tree, of)))
     tokens = batch * model.context_length
     devices = math.prod(mesh_sizes.values())
     return Costs(
         rows=rows,
-        micro_batches=parts,
-        state=2 * total(state.params, shardings.params)
-        + total(state.opt_state, shardings.opt_state),
+        micro_batches=micro_batches,
+        state=2 * _stored(state.params, shardings.params)
+        + _stored(state.opt_state, shardings.opt_state),
         activations=_kept(traced, model.num_layers),
         node=node,
         network=network,
@@ -123,13 +139,30 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
     )
 
 
+def _batch(config: Mapping[str, Any]) -> int:
+    """Rows of a step: a power of two, to compare layouts; the paper's 480 as 512."""
+    return 2 ** math.ceil(math.log2(config["batch_size"]))
+
+
+def _stored(tree: Any, shardings: Any) -> int:
+    """Bytes of a pytree on one device."""
+
+    def size(x, sharding):
+        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings)))
+
+
 def sent(kind: str, size: float, devices: int) -> float:
-    """Bytes that leave one of so many devices in a collective, at a ring's cost. size: of its
-    results on one device.
+    """Bytes that leave one device in a collective, at a ring's cost.
+
+    Args:
+        kind: The collective.
+        size: Bytes of its results on one device.
+        devices: How many devices take part.
     """
-    return size * {"reduce-scatter": devices - 1, "all-reduce": 2 * (devices - 1) / devices}.get(
-        kind, (devices - 1) / devices
-    )
+    ring = (devices - 1) / devices
+    return size * {"reduce-scatter": devices - 1, "all-reduce": 2 * ring}.get(kind, ring)
 
 
 def _kept(traced: jax.stages.Traced, layers: int) -> int:
@@ -144,37 +177,49 @@ def _kept(traced: jax.stages.Traced, layers: int) -> int:
     return sum(x.size * x.dtype.itemsize for x in stacked)
 
 
+HEADER = (
+    "H100s",
+    "mesh",
+    "rows x micro-batches",
+    "state GB",
+    "activations GB",
+    "in the node GB",
+    "between nodes GB",
+    "sending s",
+    "computing s",
+    "sending / computing",
+)
+
+
 def table(name: str) -> str:
     """A config's layouts, in Markdown."""
     config = load(name)
     model = ModelConfig.from_dict(config["model"])
-    batch = 2 ** math.ceil(math.log2(config["batch_size"]))
-    lines = [
-        f"**{name}**, {model.parameter_count / 1e9:.3g} B parameters, {batch} x "
-        f"{model.context_length} tokens a step",
-        "",
-        "| H100s | mesh | rows x micro-batches | state GB | activations GB | in the node GB | "
-        "between nodes GB | sending s "
-        "| computing s | sending / computing |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(line(name, devices, sizes) for devices, layouts in LAYOUTS.items() for sizes in layouts),
-    ]
-    return "\n".join(lines)
+    above = (
+        f"**{name}**, {model.parameter_count / 1e9:.3g} B parameters, {_batch(config)} x "
+        f"{model.context_length} tokens a step"
+    )
+    rows = [cells(name, n, sizes) for n, layouts in LAYOUTS.items() for sizes in layouts]
+    return "\n".join([above, "", *markdown(HEADER, rows)])
 
 
-def line(name: str, devices: int, sizes: Mapping[str, int]) -> str:
-    """A layout's line of the table."""
+def cells(name: str, devices: int, sizes: Mapping[str, int]) -> list[str]:
+    """A layout's row of the table."""
     mesh = ", ".join(f"{axis} {n}" for axis, n in sizes.items())
     c = costs(load(name), sizes, ROWS[name])
     if c is None:
-        return f"| {devices} | {mesh} | fewer rows than devices | | | | | | | |"
+        return [str(devices), mesh, "fewer rows than devices", *[""] * 7]
     fits = "" if c.state + c.activations < MEMORY else " (too much)"
-    return (
-        f"| {devices} | {mesh} | {c.rows} x {c.micro_batches} | {c.state / 1e9:.3g} | "
-        f"{c.activations / 1e9:.3g}{fits} "
-        f"| {c.node / 1e9:.3g} | {c.network / 1e9:.3g} | {c.seconds:.3g} | {c.compute_seconds:.3g} "
-        f"| {c.seconds / c.compute_seconds:.2f} |"
-    )
+    numbers = c.node / 1e9, c.network / 1e9, c.seconds, c.compute_seconds
+    return [
+        str(devices),
+        mesh,
+        f"{c.rows} x {c.micro_batches}",
+        f"{c.state / 1e9:.3g}",
+        f"{c.activations / 1e9:.3g}{fits}",
+        *(f"{x:.3g}" for x in numbers),
+        f"{c.seconds / c.compute_seconds:.2f}",
+    ]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -182,24 +227,17 @@ def load(name: str) -> dict[str, Any]:
     return importlib.import_module(f"configs.{name}").get_config().to_dict()
 
 
-def with_tables(page: str, tables: Mapping[str, str]) -> str:
-    """The page with these configs' tables in their places."""
-    for name, text in tables.items():
-        begin, end = f"<!-- benchmarks.layouts: {name} -->\n", "<!-- end -->"
-        page = re.sub(
-            re.escape(begin) + ".*?" + re.escape(end),
-            lambda _, t=f"{begin}{text}\n{end}": t,
-            page,
-            flags=re.S,
-        )
-    return page
-
-
 def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--write", action="store_true", help="write docs/scaling.md's tables")
+    args = arguments.parse_args()
     tables = {name: table(name) for name in ROWS}
     print("\n\n".join(tables.values()))
-    if "--write" in sys.argv:
-        PAGE.write_text(with_tables(PAGE.read_text(), tables))
+    if args.write:
+        made = {name: functools.partial(tables.__getitem__, name) for name in tables}
+        PAGE.write_text(with_tables(PAGE.read_text(), "benchmarks.layouts", made))
 
 
 if __name__ == "__main__":

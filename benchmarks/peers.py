@@ -1,25 +1,56 @@
-"""Times FlashAttention-3 and FlashMLA decoding in PyTorch; run by benchmarks.decode in a process of
-its own.
+"""Times FlashAttention-3 and FlashMLA decoding in PyTorch, for benchmarks.decode --peers.
 
-    python -m benchmarks.peers DIR LENGTH...
+    python -m benchmarks.peers DIR < CASES.json
 
-Prints a JSON object a case. Calls go over several caches in turn inside one CUDA graph, whose
-replays are timed.
+DIR holds the libraries _vllm_fa3_C.abi3.so(.xz) and _flashmla_C.abi3.so of a vLLM wheel. The cases
+are those of `cases`; a JSON object is printed for each (see benchmarks/other_kernels.py).
 """
 
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 
-import torch
+from benchmarks.record import Record
 
-HEADS, DIM = 32, 64
+D = 64
+# name: (library, key-value heads or None for as many as there are query heads)
+ATTENTION = {
+    "FlashAttention-3 MHA": None,
+    "FlashAttention-3 GQA-4": 4,
+    "FlashAttention-3 MQA": 1,
+}
+LATENT, ROPE, PAGE = 512, 64, 64  # numbers a token that MLA caches; tokens of a page
 
 
-def load(folder):
+def cases(heads: int, batch: int, lengths: Iterable[int]) -> Iterator[Record]:
+    """One new token for each of `batch` sequences, for every mechanism and length."""
+    for name, kv_heads in ATTENTION.items():
+        numbers = 2 * D * (kv_heads or heads)
+        yield from _cases(name, "FlashAttention-3", heads, batch, lengths, numbers)
+    yield from _cases("FlashMLA", "FlashMLA", heads, batch, lengths, LATENT + ROPE)
+
+
+def _cases(name, implementation, heads, batch, lengths, numbers) -> Iterator[Record]:
+    for length in lengths:
+        size = 2 * batch * length * numbers
+        yield {
+            "name": name,
+            "implementation": implementation,
+            "heads": heads,
+            "batch": batch,
+            "length": length,
+            "useful_bytes": size,
+            "cache_bytes": size,
+        }
+
+
+def load(folder: pathlib.Path) -> None:
+    """Registers both libraries' operators with PyTorch."""
+    import torch
+
     library = folder / "_vllm_fa3_C.abi3.so"
     if not library.exists():
         library = pathlib.Path(tempfile.mkdtemp(), library.name)
@@ -29,85 +60,68 @@ def load(folder):
     torch.ops.load_library(str(folder / "_flashmla_C.abi3.so"))
 
 
-def normal(*shape):
-    return torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+def flash_attention_3(batch: int, length: int, heads: int, kv_heads: int) -> Callable[[], object]:
+    """A call: one new token against a dense cache."""
+    import torch
 
+    from benchmarks.cuda_graph import normal
 
-def flash_attention_3(batch, length, kv_heads):
-    """One new token against a dense cache: (a call, bytes of cache)."""
-    q, k, v = (
-        normal(batch, 1, HEADS, DIM),
-        normal(batch, length, kv_heads, DIM),
-        normal(batch, length, kv_heads, DIM),
-    )
+    q, k, v = (normal(batch, n, h, D) for n, h in ((1, heads), *[(length, kv_heads)] * 2))
     used = torch.full((batch,), length, dtype=torch.int32, device="cuda")
     before, after = [None] * 8, [None] * 11
-    tail = (DIM**-0.5, True, -1, -1, 0.0, True, None, 0, None, 0, None, 1, 0, None)
-    return lambda: torch.ops._vllm_fa3_C.fwd(
-        q, k, v, *before, used, *after, *tail
-    ), k.nbytes + v.nbytes
+    tail = (D**-0.5, True, -1, -1, 0.0, True, None, 0, None, 0, None, 1, 0, None)
+
+    def call() -> object:
+        return torch.ops._vllm_fa3_C.fwd(q, k, v, *before, used, *after, *tail)
+
+    return call
 
 
-def flash_mla(batch, length):
-    """One new token against a paged cache of 512 + 64 numbers a token: (a call, bytes of cache)."""
-    page = 64
-    q, cache = normal(batch, 1, HEADS, 576), normal(batch * length // page, page, 1, 576)
-    table = torch.arange(batch * length // page, dtype=torch.int32, device="cuda").view(batch, -1)
+def flash_mla(batch: int, length: int, heads: int) -> Callable[[], object]:
+    """A call: one new token against a paged cache of 512 + 64 numbers a token."""
+    import torch
+
+    from benchmarks.cuda_graph import normal
+
+    width = LATENT + ROPE
+    q, cache = normal(batch, 1, heads, width), normal(batch * length // PAGE, PAGE, 1, width)
+    table = torch.arange(batch * length // PAGE, dtype=torch.int32, device="cuda").view(batch, -1)
     used = torch.full((batch,), length, dtype=torch.int32, device="cuda")
+    scale = width**-0.5
     decode = torch.ops._flashmla_C.dense_decode_fwd
-    _, _, metadata, splits = decode(q, cache, 512, used, table, 576**-0.5, True, None, None, None)
-    return lambda: decode(
-        q, cache, 512, used, table, 576**-0.5, True, metadata, splits, None
-    ), cache.nbytes
+    *_, metadata, splits = decode(q, cache, LATENT, used, table, scale, True, None, None, None)
+
+    def call() -> object:
+        return decode(q, cache, LATENT, used, table, scale, True, metadata, splits, None)
+
+    return call
 
 
-def microseconds(calls):
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(12):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times[2:])
+def measure(case: Record) -> Record:
+    """Microseconds of a case."""
+    import torch
+
+    from benchmarks.cuda_graph import copies, microseconds
+
+    def make() -> Callable[[], object]:
+        sizes = case["batch"], case["length"], case["heads"]
+        if case["name"] == "FlashMLA":
+            return flash_mla(*sizes)
+        return flash_attention_3(*sizes, ATTENTION[case["name"]] or case["heads"])
+
+    made = [make() for _ in range(copies(case["cache_bytes"]))]
+    found = {"microseconds": microseconds(made * max(1, 6 // len(made)))}
+    del made
+    torch.cuda.empty_cache()
+    return found
 
 
-def main(folder, lengths):
-    load(pathlib.Path(folder))
-    kinds = {  # and bytes a token
-        "FlashAttention-3 MHA": (lambda b, m: flash_attention_3(b, m, HEADS), 8192),
-        "FlashAttention-3 GQA-4": (lambda b, m: flash_attention_3(b, m, 4), 1024),
-        "FlashAttention-3 MQA": (lambda b, m: flash_attention_3(b, m, 1), 256),
-        "FlashMLA": (flash_mla, 1152),
-    }
-    for name, (make, per_token) in kinds.items():
-        for batch in (1, 16):
-            for length in lengths:
-                size = per_token * batch * length
-                if size > 20e9:
-                    continue
-                made = [make(batch, length) for _ in range(max(1, min(6, int(300e6 // size) + 1)))]
-                time = microseconds([call for call, _ in made] * max(1, 6 // len(made)))
-                result = dict(
-                    name=name,
-                    implementation="peer",
-                    heads=HEADS,
-                    batch=batch,
-                    length=length,
-                    microseconds=time,
-                )
-                print(json.dumps(result | dict(useful_bytes=size, cache_bytes=size)), flush=True)
-                del made
-                torch.cuda.empty_cache()
+def main() -> None:
+    from benchmarks.other_kernels import answer
+
+    load(pathlib.Path(sys.argv[1]))
+    answer(json.load(sys.stdin), measure)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [int(x) for x in sys.argv[2:]])
+    main()

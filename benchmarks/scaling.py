@@ -1,38 +1,37 @@
 """T6 over two GPUs: do data 2, fsdp 2, tensor 2 and sequence 2 give one GPU's losses, and how much
 faster are they?
 
-    python -m benchmarks.scaling [--rows=64] [--steps=20] [--out=benchmarks/results]
-    bash -c 'source scripts/gpu_flags.sh && python -m benchmarks.scaling'  # with the launch
-    scripts' flags XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.scaling
-    --tiny --out=/tmp  # to check it on CPU
+    python -m benchmarks.scaling [--rows=64] [--steps=20] [--out=DIR]
+
+With the launch scripts' flags, and on a CPU to check this program:
+
+    bash -c 'source scripts/gpu_flags.sh && python -m benchmarks.scaling'
+    export XLA_FLAGS=--xla_force_host_platform_device_count=2
+    python -m benchmarks.scaling --tiny --out=/tmp
 
 Every layout trains T6 medium from the same start on the same batches, the real optimizer step
-included, in this one process, on a mesh of the first two GPUs. One GPU takes a step of as many rows
-in twice the micro-batches, so that each GPU always has micro-batches of the same rows. Writes
-scaling_<gpu>.json, anew behind each layout, and prints a table.
+included, in this one process, on a mesh of the first two GPUs. One GPU takes the rows of a step in
+twice as many micro-batches, so that a GPU's micro-batches always have the same rows. Writes
+scaling_<gpu>.json after each layout, and prints a table.
 
-Noise: the losses of one GPU that takes the same step in twice as many micro-batches still, the same
-sums in another order, are measured beside the others. A layout's losses count as one GPU's where
-they differ by no more than a loss's rounding to bfloat16, 2^-8 of it: that is what each token's
-logits are computed to.
+Noise: one GPU also takes the same step in four micro-batches, the same sums in another order. A
+layout's losses count as one GPU's where they differ by at most a loss's rounding to bfloat16, 2^-8
+of it, which is the precision of each token's logits.
 
-NCCL_NVLS_ENABLE=0 is set: NVLink's multicast is not there on every machine.
+NCCL_NVLS_ENABLE=0 is set, because not every machine has NVLink's multicast.
 """
 
-import argparse
 import os
 import sys
 import tempfile
 import time
 
-os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.record import add_arguments, provenance, write
+from benchmarks.record import Record, parser, provenance, write
+from benchmarks.scaling_tables import progress
 from benchmarks.train import breakdown
 from configs import medium_tpa
 from t6jax.config import ModelConfig
@@ -83,7 +82,7 @@ def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndar
     return made
 
 
-def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
+def measure(layout: str, rows: int, steps: int, tiny: bool) -> Record:
     config = settings(layout, rows, steps, tiny)
     model = ModelConfig.from_dict(config["model"])
     sizes = [config["mesh"][axis] for axis in MESH_AXES]
@@ -136,7 +135,7 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> dict:
     }
 
 
-def compared(results: list[dict]) -> list[dict]:
+def compared(results: list[Record]) -> list[Record]:
     """The results, each beside one GPU's."""
     one = results[0]
     for r in results[1:]:
@@ -149,47 +148,24 @@ def compared(results: list[dict]) -> list[dict]:
     return results
 
 
-def table(record: dict) -> list[str]:
-    lines = [
-        f"{record['device']}, {record['date']}, JAX {record['jax']}",
-        f"{'layout':<18}{'tokens/s':>12}{'of n x one':>12}{'loss diff.':>12}{'compile s':>11}",
-    ]
-    for r in record["results"]:
-        share, difference = (
-            r.get("of_so_many_times_one"),
-            r.get("largest_relative_difference_of_losses"),
-        )
-        lines.append(
-            f"{r['layout']:<18}{r['tokens_per_second']:>12,.0f}"
-            f"{'' if share is None else f'{share:.1%}':>12}"
-            f"{'' if difference is None else f'{difference:.1e}':>12}{r['compile_seconds']:>11.1f}"
-        )
-    for r in record["results"]:
-        times = ", ".join(
-            f"{kind} {ms:.1f}" for kind, ms in r["milliseconds_by_kind_a_device"].items()
-        )
-        lines.append(f"{r['layout']}, ms a step on each GPU, collectives beside the rest: {times}")
-    return lines
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, default=64, help="of a step; a multiple of 4")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
+    # before JAX starts its backend
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    arguments = parser(__doc__)
+    arguments.add_argument("--rows", type=int, default=64, help="of a step; a multiple of 4")
+    arguments.add_argument("--steps", type=int, default=20)
+    arguments.add_argument(
         "--tiny", action="store_true", help="a model of no size, to check this program"
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--layouts",
         nargs="+",
         default=list(LAYOUTS),
         choices=list(LAYOUTS),
         help="these alone, `one` first",
     )
-    add_arguments(parser)
-    args = parser.parse_args()
+    args = arguments.parse_args()
     if args.layouts[0] != "one":
         sys.exit("--layouts begins with `one`, which the others are held against")
     if jax.device_count() < 2 or args.rows % 4 or args.steps <= WARM_UP:
@@ -213,7 +189,7 @@ def main() -> None:
         )
         write(args.out, "scaling", record)
         print(f"{layout}: done", flush=True)
-    print("\n".join(table(record)))
+    print("\n".join(progress(record)))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from benchmarks.layouts import (
     NVLINK,
     PAGE,
     ROWS,
+    cells,
     costs,
-    line,
     load,
 )
+from benchmarks.tables import row
 from t6jax.training.settings import check
 from tests.conftest import ROOT
 
@@ -36,7 +37,8 @@ COMMANDS = [
     ("name", "devices", "number"), [("xl_tpa", 8, 1), ("xl_tpa", 64, 1), ("t6_7b", 512, 3)]
 )
 def test_lines_of_the_page_are_what_the_program_gives(name, devices, number):
-    assert line(name, devices, LAYOUTS[devices][number]) + "\n" in PAGE.read_text()
+    shown = row(cells(name, devices, LAYOUTS[devices][number])) + "\n"
+    assert shown in PAGE.read_text()
 
 
 def test_costs_of_data_and_fsdp_are_what_one_counts_by_hand():

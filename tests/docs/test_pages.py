@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from benchmarks import report
 from configs import common
 from t6jax.attention import MECHANISMS
 from t6jax.data.corpus import check_mixture
@@ -61,19 +60,6 @@ def test_links_to_files_lead_somewhere(page):
     wrong = [x for x in links if not x.startswith("http") and not (folder / x).exists()]
     # the project's pages lie next to the others on the site
     assert not [x for x in wrong if x not in ("changelog.md", "contributing.md")]
-
-
-@pytest.mark.parametrize("path", report.FILES, ids=lambda path: path.name)
-def test_measured_tables_are_those_of_the_recorded_results(path):
-    text = path.read_text()
-    assert report.with_tables(text) == text
-    named = re.findall(r"<!-- benchmarks\.report: (.*?) -->", text)
-    assert set(named) <= set(report.TABLES)
-
-
-def test_every_recorded_table_is_on_a_page():
-    everything = "".join(path.read_text() for path in report.FILES)
-    assert all(f"<!-- benchmarks.report: {name} -->" in everything for name in report.TABLES)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)

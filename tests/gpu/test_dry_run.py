@@ -1,13 +1,12 @@
 """--dry_run where there is a GPU: compiled for GPUs of its kind, however many."""
 
-import json
 import math
 
 import jax
 import pytest
 
-from benchmarks.record import RESULTS
-from benchmarks.train import CASES, config_of
+from benchmarks.record import read
+from benchmarks.train_cases import CASES, config_of
 from configs import medium_tpa
 from t6jax.config import ModelConfig
 from t6jax.parallel.mesh import MESH_AXES, make_mesh
@@ -24,7 +23,7 @@ def trainer_of(config, devices):
 
 
 def test_the_memory_is_what_training_took():
-    record = json.loads((RESULTS / "train_nvidia_h200.json").read_text())
+    record = read("train_nvidia_h200.json")
     taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == "T6 medium")
     config = config_of(*CASES["T6 medium"])
     plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)

@@ -1,18 +1,16 @@
 """What --dry_run says of memory, beside what a GPU was seen to take."""
 
-import json
-
 import pytest
 
-from benchmarks.record import RESULTS
-from benchmarks.train import CASES, config_of
+from benchmarks.record import read
+from benchmarks.train_cases import CASES, config_of
 from t6jax.training.plan import compile_for
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["T6 medium", "T6 XL width, 12 layers"])
 def test_the_memory_of_a_dry_run_is_near_what_a_gpu_took(name):
-    record = json.loads((RESULTS / "train_nvidia_h200.json").read_text())
+    record = read("train_nvidia_h200.json")
     taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == name)
     config = config_of(*CASES[name])
     plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)
