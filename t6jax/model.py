@@ -43,7 +43,7 @@ class Block(nnx.Module):
         x: Float[Array, "B T d_model"],
         update: Float[Array, "B T d_model"],
         positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None,
+        segment_ids: Int[Array, "B T"] | Segments | None,
     ) -> tuple[Float[Array, "B T d_model"], Float[Array, "B T d_model"], Any]:
         """The block over whole sequences.
 
@@ -210,7 +210,7 @@ class T6(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None,
-        segment_ids: Int[Array, "B T"] | None,
+        segment_ids: Int[Array, "B T"] | Segments | None,
         *,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T d_model"], list[Any]]:

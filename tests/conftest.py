@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 import jax
+import jaxtyping
 import pytest
 
 from configs import common
@@ -60,6 +61,15 @@ def optimized():
     jax.config.update(UNOPTIMIZED.lower(), False)
     yield
     jax.config.update(UNOPTIMIZED.lower(), ON_CPU)
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """Annotations are not checked, as for users: wrong shapes reach the functions' own checks."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

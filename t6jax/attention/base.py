@@ -13,6 +13,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
 from t6jax.layers import parameter, uniform
+from t6jax.ops.attention import Segments
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.rope import RoPE
 from t6jax.ops.token_cache import TokenCache
@@ -162,8 +163,8 @@ class Attention(nnx.Module):
         self,
         query: Any,
         entry: Any,
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | Segments | None,
     ) -> Float[Array, "B T H E"]:
         """Causal attention of a whole sequence over itself.
 
@@ -207,7 +208,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T d_model"],
         positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | Segments | None = None,
     ) -> tuple[Float[Array, "B T d_model"], Any]:
         """The layer over whole sequences: its output, and the cache entries of the tokens (for
         prefill).

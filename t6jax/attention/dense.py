@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
-from t6jax.ops.attention import causal_attention
+from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.names import PROJECTION
 from t6jax.ops.token_cache import TokenCache
@@ -57,8 +57,8 @@ class Dense(Attention):
         self,
         query: Array,
         entry: KeysValues,
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | Segments | None,
     ) -> Float[Array, "B T H D"]:
         k, v = entry
         c = self.config

@@ -20,7 +20,7 @@ from pallas_kernels.factors.tensor_products import Product, head_room
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.errors import InputError
 from t6jax.layers import pad_columns, worth_copying_weights
-from t6jax.ops.attention import causal_attention
+from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.decode import decode
 from t6jax.ops.names import PROJECTION
 from t6jax.ops.precision import at_least_float32
@@ -251,7 +251,7 @@ class Factored(Attention):
         """RoPE, where keys are rotated when they are read."""
         return self.rope if self.config.keys_rotated_when_read else None
 
-    def key_value_factors(self, entry: Any, positions: Int[Array, "B T"]) -> TPAEntry:
+    def key_value_factors(self, entry: Any, positions: Int[Array, "#B T"]) -> TPAEntry:
         """The factors that eq. 3.1 combines, of the tokens of an entry."""
         return key_value_factors(self.stored(entry), self.late_rope, positions)
 
@@ -259,8 +259,8 @@ class Factored(Attention):
         self,
         query: Any,
         entry: Any,
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | Segments | None,
     ) -> Float[Array, "B T H D"]:
         query = combine(*query) if isinstance(query, TPAQuery) else query
         a_k, b_k, a_v, b_v = self.key_value_factors(entry, positions)
@@ -272,7 +272,7 @@ class Factored(Attention):
         self,
         x: Float[Array, "B T d_model"],
         positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | Segments | None = None,
     ) -> tuple[Float[Array, "B T d_model"], Any]:
         if not self.config.linear or not worth_copying_weights(x):
             return super().__call__(x, positions, segment_ids)

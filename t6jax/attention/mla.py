@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
-from t6jax.ops.attention import causal_attention
+from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.names import PROJECTION
 from t6jax.ops.residual import rms_norm
@@ -62,8 +62,8 @@ class MLA(Attention):
         self,
         query: Array,
         entry: Array,
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | Segments | None,
     ) -> Float[Array, "B T H D"]:
         c_kv, k_r = jnp.split(entry, [self.config.kv_rank], axis=-1)
         k_c, v = (jnp.einsum("btc,che->bthe", c_kv, self.weight(w)) for w in (self.w_uk, self.w_uv))

@@ -18,12 +18,16 @@ from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery
 
 
 class Order3Entry(NamedTuple):
-    """What is cached of each token: A and B factors as in second order, and the C factors; c_v
-    None: shared with b_v.
+    """What is cached of each token: A and B factors as in second order, and the C factors.
+
+    b_v and c_v are None where the values share the keys' B and C factors.
     """
 
-    factors: TPAEntry
+    a_k: Float[Array, "B T R_K H"]
+    b_k: Float[Array, "B T R_K D_b"]
     c_k: Float[Array, "B T R_K D_c"]
+    a_v: Float[Array, "B T R_V H"]
+    b_v: Float[Array, "B T R_V D_b"] | None
     c_v: Float[Array, "B T R_V D_c"] | None
 
 
@@ -46,10 +50,12 @@ class TPAOrder3(TPA):
 
     def entry(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> Order3Entry:
         c_v = None if self.config.shared_kv_b else self.factor(x, self.w_c_v)
-        return Order3Entry(super().entry(x, positions), self.factor(x, self.w_c_k), c_v)
+        a_k, b_k, a_v, b_v = super().entry(x, positions)
+        return Order3Entry(a_k, b_k, self.factor(x, self.w_c_k), a_v, b_v, c_v)
 
-    def key_value_factors(self, entry: Order3Entry, positions: Int[Array, "B T"]) -> TPAEntry:
-        a_k, b_k, a_v, b_v = super().key_value_factors(entry.factors, positions)
+    def key_value_factors(self, entry: Order3Entry, positions: Int[Array, "#B T"]) -> TPAEntry:
+        second_order = TPAEntry(entry.a_k, entry.b_k, entry.a_v, entry.b_v)
+        a_k, b_k, a_v, b_v = super().key_value_factors(second_order, positions)
         c_v = entry.c_k if entry.c_v is None else entry.c_v
         return TPAEntry(a_k, vec(b_k, entry.c_k), a_v, vec(b_v, c_v))
 

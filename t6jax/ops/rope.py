@@ -30,7 +30,7 @@ class RoPE:
         )
 
     def __call__(
-        self, x: Float[Array, "B T *R D"], positions: Int[Array, "B T"]
+        self, x: Float[Array, "#B #T *R D"], positions: Int[Array, "#B #T"]
     ) -> Float[Array, "B T *R D"]:
         """Rotates the last axis of x by each token's position; computed in float32, returned in x's
         dtype.

@@ -29,13 +29,15 @@ class TPAQuery(NamedTuple):
 class TPAEntry(NamedTuple):
     """The factors that tokens add to the cache; None for one that they do not add.
 
-    b_k has RoPE applied (eq. 3.5), unless its cache rotates keys when they are read.
+    b_k has RoPE applied (eq. 3.5), unless its cache rotates keys when they are read. Where factors
+    are complete, one that is the same for all tokens is [R, .], and one that depends on the
+    position alone is [1, T, R, .] or [T, R, .].
     """
 
-    a_k: Float[Array, "B T R_K H"] | None
-    b_k: Float[Array, "B T R_K D"] | None
-    a_v: Float[Array, "B T R_V H"] | None
-    b_v: Float[Array, "B T R_V E"] | None
+    a_k: Float[Array, "#B T R_K H"] | Float[Array, "R_K H"] | None
+    b_k: Float[Array, "#B T R_K D"] | Float[Array, "T R_K D"] | Float[Array, "R_K D"] | None
+    a_v: Float[Array, "#B T R_V H"] | Float[Array, "R_V H"] | None
+    b_v: Float[Array, "#B T R_V E"] | Float[Array, "R_V E"] | None
 
 
 NOTHING = TPAEntry(None, None, None, None)
@@ -285,7 +287,7 @@ def _check_head_shards(head_shards: int) -> None:
 
 
 def key_value_factors(
-    stored: TPAEntry, rope: RoPE | None, positions: Int[Array, "B T"]
+    stored: TPAEntry, rope: RoPE | None, positions: Int[Array, "#B T"]
 ) -> TPAEntry:
     """The factors that eq. 3.1 combines, from those that are stored: b_k rotated if it is not yet,
     b_v shared if missing.

@@ -9,6 +9,9 @@ from t6jax.attention import MECHANISMS
 from tests.attention.cases import case
 from tests.conftest import TINY
 
+# their types are wrong too, which a user is told in the same sentence
+pytestmark = pytest.mark.usefixtures("unchecked_annotations")
+
 
 @pytest.mark.parametrize("name", [name for name in MECHANISMS if name.startswith("tpa")])
 @pytest.mark.parametrize("key", ["rank_q", "rank_k", "rank_v"])

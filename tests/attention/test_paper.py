@@ -137,9 +137,9 @@ def test_a_third_order_layer_is_the_second_order_layer_of_its_combined_factors()
     third = build(case("tpa_order3"))
     x = hidden_states(2, 6)
     query, entry = third.project(x, arange_positions(x))
-    assert query.b.shape[-1] == 6 and entry.factors.b_k.shape[-1] == 2 and entry.c_k.shape[-1] == 3
+    assert query.b.shape[-1] == 6 and entry.b_k.shape[-1] == 2 and entry.c_k.shape[-1] == 3
     features = third.key_value_factors(entry, arange_positions(x))
-    want = np.einsum("btri,btrj->btrji", entry.factors.b_k, entry.c_k).reshape(features.b_k.shape)
+    want = np.einsum("btri,btrj->btrji", entry.b_k, entry.c_k).reshape(features.b_k.shape)
     np.testing.assert_array_equal(features.b_k, want)
 
 

@@ -104,6 +104,7 @@ def test_both_readings_of_xavier():
         ({"init": "zero"}, "attention.init must be one of xavier, xavier_three_axes"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_wrong_settings_are_named(settings, named):
     with pytest.raises(InputError, match=named):
         TPAConfig(**({"num_heads": 5, "head_dim": 8} | settings))

@@ -1,5 +1,5 @@
-"""Rows hold every request once, contexts once for all that share them, and nothing sees what it
-must not.
+"""Packed rows hold every request once and a shared context once, and no token sees what it must
+not.
 """
 
 import numpy as np
@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from t6jax.errors import InputError
 from t6jax.evaluation import packing
-from t6jax.evaluation.packing import Request, arrays, batches, fit, grouped, in_rows, truncated
+from t6jax.evaluation.packing import (
+    Request,
+    batches,
+    best_fit,
+    group_by_context,
+    pack,
+    to_arrays,
+    truncate,
+)
 
 TOKENS = st.integers(1, 60)
 CONTEXTS = st.lists(st.lists(TOKENS, min_size=1, max_size=40), min_size=1, max_size=6)
@@ -23,9 +31,9 @@ REQUESTS = CONTEXTS.flatmap(
 
 
 def packed(requests, batch_tokens, devices):
-    for rows in in_rows(grouped(requests), batch_tokens):
+    for rows in pack(group_by_context(requests), batch_tokens):
         for batch in batches(rows, batch_tokens, devices):
-            yield batch, arrays(batch, devices)
+            yield batch, to_arrays(batch, devices)
 
 
 @settings(deadline=None, max_examples=60)
@@ -41,14 +49,14 @@ def test_what_a_scored_token_sees_is_its_request_and_nothing_else(requests, batc
             for i, length in a.requests[device]:
                 seen = []
                 for n in range(at, at + length):
-                    row, place = divmod(int(a.index[device, n]), T)
+                    row, place = divmod(int(a.logit_index[device, n]), T)
                     row += device * rows_each
                     mask = (a.own[row] == a.own[row, place]) | (a.own[row] == a.context[row, place])
                     places = np.flatnonzero(mask & (np.arange(T) <= place))
                     np.testing.assert_array_equal(a.positions[row, places], np.arange(len(places)))
                     seen.append(a.tokens[row, places].tolist())
                 assert i not in found
-                found[i] = (seen, a.target[device, at : at + length].tolist())
+                found[i] = (seen, a.targets[device, at : at + length].tolist())
                 at += length
             assert at == a.count[device]
     for i, request in enumerate(requests):
@@ -63,14 +71,14 @@ def test_what_a_scored_token_sees_is_its_request_and_nothing_else(requests, batc
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(100, 300))
 def test_rows_hold_all_and_no_more_than_their_length(sizes, length):
     sizes = sorted(sizes, reverse=True)
-    rows = fit(sizes, length)
+    rows = best_fit(sizes, length)
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in row) <= length for row in rows)
     # best fit opens a row only when none has room: at most one row is half empty
     assert sum(2 * sum(sizes[i] for i in row) <= length for row in rows) <= 1
 
 
-def test_a_context_is_laid_down_once_for_all_its_answers():
+def test_a_context_is_stored_once_for_all_its_answers():
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 50000, n).tolist()
     questions = [
@@ -87,7 +95,7 @@ def test_a_context_is_laid_down_once_for_all_its_answers():
 
 
 def test_a_mixed_evaluation_takes_a_handful_of_lengths(monkeypatch):
-    monkeypatch.setattr(packing, "WORTH", 2)
+    monkeypatch.setattr(packing, "BATCHES_PER_LENGTH", 2)
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 50000, n).tolist()
     requests = [
@@ -103,7 +111,7 @@ def test_a_mixed_evaluation_takes_a_handful_of_lengths(monkeypatch):
 
 def test_one_short_context_with_many_long_continuations_is_spread_over_rows():
     requests = [Request([7], [1] * 900) for _ in range(20)]
-    assert max(group.size for group in grouped(requests)) == 900
+    assert max(group.size for group in group_by_context(requests)) == 900
 
 
 def test_many_one_token_answers_to_one_context_fit():
@@ -113,9 +121,9 @@ def test_many_one_token_answers_to_one_context_fit():
 
 def test_long_contexts_lose_their_beginning():
     request = Request(list(range(40)), [1, 2, 3])
-    assert truncated(request, 42) == request  # the last token is no input
-    assert truncated(request, 41) == Request(list(range(1, 40)), [1, 2, 3])
-    assert truncated(request, 3) == Request([39], [1, 2, 3])
+    assert truncate(request, 42) == request  # the last token is no input
+    assert truncate(request, 41) == Request(list(range(1, 40)), [1, 2, 3])
+    assert truncate(request, 3) == Request([39], [1, 2, 3])
 
 
 @pytest.mark.parametrize("continuation", [[], [1, 2, 3]])
@@ -123,8 +131,7 @@ def test_a_continuation_that_cannot_be_scored_is_named(continuation):
     with pytest.raises(
         InputError,
         match=(
-            f"a continuation of {len(continuation)} tokens; it must have at least 1, and "
-            "fit .* of 2"
+            f"a continuation of {len(continuation)} tokens; it must have at least 1 and fit .* of 2"
         ),
     ):
-        truncated(Request([1], continuation), 2)
+        truncate(Request([1], continuation), 2)

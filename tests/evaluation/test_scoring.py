@@ -67,7 +67,7 @@ def test_single_requests_and_none():
 
 
 def test_logits_come_in_chunks(monkeypatch):
-    monkeypatch.setattr("t6jax.evaluation.scoring.CHUNK", 50)
+    monkeypatch.setattr("t6jax.evaluation.scoring.LOGITS_CHUNK", 50)
     model = random_model(config(), seed=2)
     requests = requests_of_every_kind()
     scorer = Scorer(model, batch_tokens=512)
@@ -75,14 +75,14 @@ def test_logits_come_in_chunks(monkeypatch):
     # no array of all of a batch's logits: [512, 61]
     shapes = str(
         jax.make_jaxpr(scorer._program)(
-            scorer.params, *([np.zeros((8, 64), np.int32)] * 4), *arrays_of(512)
+            scorer.params, *([np.zeros((8, 64), np.int32)] * 4), *scored_inputs(512)
         )
     )
     assert "f32[50,61]" in shapes and "f32[512,61]" not in shapes and "f32[8,64,61]" not in shapes
 
 
-def arrays_of(places: int):
-    return np.zeros((1, places), np.int32), np.zeros((1, places), np.int32), np.zeros(1, np.int32)
+def scored_inputs(size: int):
+    return np.zeros((1, size), np.int32), np.zeros((1, size), np.int32), np.zeros(1, np.int32)
 
 
 def test_an_evaluation_compiles_a_handful_of_programs():

@@ -237,7 +237,9 @@ def _forward(
     return out, (query, key, value, out, lse, chunks)
 
 
-def _backward(scale: float, kernels: Kernels, residuals: Any, grad: Array) -> tuple[Array, ...]:
+def _backward(
+    scale: float, kernels: Kernels, residuals: Any, grad: Array
+) -> tuple[Array | None, ...]:
     if not kernels.gradient:
         return *residuals(grad), None
     *residuals, chunks = residuals

@@ -171,6 +171,7 @@ def test_inside_jit_a_length_outside_the_cache_is_taken_as_its_end():
         ({"b_v": (2, 6, 8)}, "b_v"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_shapes_that_disagree_are_named(change, named):
     f = draw(np.random.default_rng(7), 2, 1, 6, 5, 3, 2, 1, 8, 8)
     f |= {name: np.zeros(shape, np.float32) for name, shape in change.items()}
@@ -187,12 +188,14 @@ def test_shapes_that_disagree_are_named(change, named):
         ([1.0, 2.0], "integers"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_wrong_lengths_are_refused(lengths, message):
     f = draw(np.random.default_rng(8), 2, 1, 6, 5, 3, 2, 1, 8, 8)
     with pytest.raises(InputError, match=message):
         call(f, jnp.array(lengths))
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_other_wrong_arguments_are_named():
     f = draw(np.random.default_rng(9), 2, 1, 6, 5, 3, 2, 1, 8, 8)
     with pytest.raises(InputError, match="dense' is unknown"):
