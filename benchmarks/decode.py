@@ -13,13 +13,12 @@ github.com/tensorgi/TPA (benchmarks/published.py). Both need PyTorch.
 
 import functools
 import pathlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import decode_cases, decode_plots, decode_tables, other_kernels, peers, published
-from benchmarks.device_time import device_seconds, read_bandwidth
+from benchmarks.device_time import device_seconds, normal, read_bandwidth
 from benchmarks.record import Record, nvidia_smi, parser, provenance, write
 from pallas_kernels.decode import flash_tpa
 from pallas_kernels.decode.cache_layout import CacheLayout, unpack
@@ -48,11 +47,6 @@ def algorithm_1(query, rows, lengths, layout):
     return jnp.einsum("bnhm,bmrh,bmre->bnhe", p, a_v, b_v) / layout.rank_v
 
 
-def normal(seed: int, shape: Sequence[int]) -> jax.Array:
-    """Random bfloat16 numbers."""
-    return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
-
-
 def grid(quick: bool) -> list[tuple[str, int, int, list[int]]]:
     """(name, heads, batch, lengths) of every FlashTPA case."""
     lengths = QUICK_LENGTHS if quick else LENGTHS
@@ -75,8 +69,8 @@ def time_tpa(
     """FlashTPA's times and, as baselines, those of the Triton kernel and of plain XLA."""
     rank_q, rank_k, rank_v = RANKS[name]
     layout = CacheLayout(heads, rank_k, rank_v, D, D)
-    query = normal(0, (batch, 1, rank_q, heads)), normal(1, (batch, 1, rank_q, D))
-    caches = [normal(2 + i, (batch, max(lengths), layout.width)) for i in range(CACHES)]
+    query = normal(0, batch, 1, rank_q, heads), normal(1, batch, 1, rank_q, D)
+    caches = [normal(2 + i, batch, max(lengths), layout.width) for i in range(CACHES)]
     filled = {length: jnp.full((batch,), length, jnp.int32) for length in lengths}
     seconds = {}
 

@@ -1,88 +1,107 @@
-"""What benchmarks.decode times beside its grid: ragged batches, several new tokens, appending, the
-paper's smaller caches, and how near short calls come to a pair of kernels that do nothing."""
+"""The cases of benchmarks.decode outside its grid.
+
+Ragged batches, several new tokens, appending, the paper's smaller caches, and how close short calls
+come to a pair of kernels that do nothing.
+"""
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from benchmarks.device_time import device_seconds
+from benchmarks.device_time import device_seconds, normal
+from benchmarks.empty_kernels import empty_pair
+from benchmarks.record import Record
 from pallas_kernels.decode import cache_layout, flash_tpa
 from pallas_kernels.decode.cache_layout import CacheLayout, Rotation
 
 PAPER, XL = CacheLayout(32, 1, 1, 64, 64), CacheLayout(78, 2, 2, 64, 64)
 RANKS = {PAPER: 16, XL: 6}
 NAMES = {PAPER: "R = 16, 1, 1, H = 32", XL: "R = 6, 2, 2, H = 78"}
-COPIES = 4  # of a cache, taken in turn
+CACHES = 4  # that calls cycle through
+# name, seconds of a call, bytes of factors that it reads
+Case = tuple[str, float, int]
 
 
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
-
-
-def make(layout, batch, capacity, new_tokens=1, rank_q=6):
-    """(query, caches, what a decode needs beside them)."""
+def make(
+    layout: CacheLayout, batch: int, capacity: int, new_tokens: int, rank_q: int
+) -> tuple[tuple[jax.Array, jax.Array], list[jax.Array], dict[str, Any]]:
+    """The query, the caches, and the factors that the cache does not hold."""
     query = (
         normal(0, batch, new_tokens, rank_q, layout.heads),
         normal(1, batch, new_tokens, rank_q, layout.dim_k),
     )
-    options = {}
+    fixed: dict[str, Any] = {}
     if not layout.stores_a:
-        options["a"] = (
+        fixed["a"] = (
             normal(2, layout.rank_k, layout.heads),
             normal(3, layout.rank_v, layout.heads),
         )
     if not layout.stores_b:
-        options["b"] = normal(4, capacity, layout.b_width)
-    return query, [normal(5 + i, batch, capacity, layout.width) for i in range(COPIES)], options
+        fixed["b"] = normal(4, capacity, layout.b_width)
+    return query, [normal(5 + i, batch, capacity, layout.width) for i in range(CACHES)], fixed
 
 
-def times(layout, batch, capacity, lengths, new_tokens=1, rank_q=6, **static):
-    """Seconds of a call for each array of lengths, {name: seconds}."""
-    query, caches, options = make(layout, batch, capacity, new_tokens, rank_q)
+def times(
+    layout: CacheLayout,
+    capacity: int,
+    lengths: dict[str, np.ndarray],
+    new_tokens: int = 1,
+    rank_q: int = 6,
+    **static: Any,
+) -> dict[str, float]:
+    """Seconds of a call for each of several arrays of lengths, by their names."""
+    batch = len(next(iter(lengths.values())))
+    query, caches, fixed = make(layout, batch, capacity, new_tokens, rank_q)
     decode = jax.jit(functools.partial(flash_tpa.decode, layout=layout, **static))
-    arrays = {name: jnp.asarray(x, jnp.int32) for name, x in lengths.items()}
-    return device_seconds(
-        {
-            name: [lambda c=c, x=x: decode(query, c, x, **options) for c in caches * 2]
-            for name, x in arrays.items()
-        }
-    )
+    calls = {}
+    for name, values in lengths.items():
+        x = jnp.asarray(values, jnp.int32)
+        calls[name] = [lambda c=c, x=x: decode(query, c, x, **fixed) for c in caches * 2]
+    return device_seconds(calls)
 
 
-def ragged():
-    """16 sequences of 1 k to 128 k tokens, beside 16 that all have their mean length."""
+def full(batch: int, length: int) -> dict[str, np.ndarray]:
+    """Sequences that all have one length."""
+    return {"full": np.full(batch, length)}
+
+
+def bytes_of(layout: CacheLayout, tokens: int) -> int:
+    """Bytes of the factors of so many tokens, without padding."""
+    return 2 * tokens * layout.useful_width
+
+
+def ragged() -> Iterator[Case]:
+    """16 sequences of 1 k to 128 k tokens, and 16 that all have their mean length."""
     lengths = np.geomspace(2**10, 2**17, 16).astype(int) // 64 * 64
-    mean = int(lengths.sum()) // 16
+    total = int(lengths.sum())
+    mean = total // 16
     for layout in (PAPER, XL):
-        seconds = times(
-            layout, 16, 2**17, {"ragged": lengths, "even": np.full(16, mean)}, rank_q=RANKS[layout]
-        )
+        both = {"ragged": lengths, "even": np.full(16, mean)}
+        seconds = times(layout, 2**17, both, rank_q=RANKS[layout])
         for name, what in (
             ("ragged", "16 sequences, 2^10 to 2^17 tokens"),
             ("even", f"16 sequences of {mean} tokens"),
         ):
-            size = 2 * int(lengths.sum()) * layout.useful_width
-            yield dict(case=f"{NAMES[layout]}: {what}", seconds=seconds[name], useful_bytes=size)
+            yield f"{NAMES[layout]}: {what}", seconds[name], bytes_of(layout, total)
 
 
-def new_tokens():
-    for layout, some in ((PAPER, (1, 2, 4, 8)), (XL, (1, 4))):
-        for new in some:
-            seconds = times(layout, 16, 2**16, {0: np.full(16, 2**16)}, new, RANKS[layout])[0]
+def new_tokens() -> Iterator[Case]:
+    """Several new tokens for each sequence, as in speculative decoding."""
+    for layout, counts in ((PAPER, (1, 2, 4, 8)), (XL, (1, 4))):
+        for new in counts:
+            seconds = times(layout, 2**16, full(16, 2**16), new, RANKS[layout])["full"]
             what = f"{NAMES[layout]}: N = {new} new tokens, 16 sequences of 2^16"
-            yield dict(
-                case=what, seconds=seconds, useful_bytes=2 * 16 * 2**16 * layout.useful_width
-            )
+            yield what, seconds, bytes_of(layout, 16 * 2**16)
 
 
-def appending():
+def appending() -> Iterator[Case]:
     """One token to each of 16 sequences, into a donated cache."""
     for layout in (PAPER, XL):
-        caches = [normal(i, 16, 2**14, layout.width) for i in range(COPIES)]
+        caches = [normal(i, 16, 2**14, layout.width) for i in range(CACHES)]
         new, lengths = normal(9, 16, 1, layout.width), jnp.arange(16, dtype=jnp.int32) * 1000
         append = jax.jit(cache_layout.append, donate_argnums=0)
 
@@ -91,95 +110,57 @@ def appending():
             return caches[i]
 
         addresses = {c.unsafe_buffer_pointer() for c in caches}
-        seconds = device_seconds({0: [functools.partial(call, i) for i in range(COPIES)]})[0]
+        calls = [functools.partial(call, i) for i in range(CACHES)]
+        seconds = device_seconds({"append": calls})["append"]
         assert {c.unsafe_buffer_pointer() for c in caches} == addresses, "appending copied a cache"
-        yield dict(
-            case=f"{NAMES[layout]}: appending a token to each of 16 sequences",
-            seconds=seconds,
-            useful_bytes=0,
-        )
+        yield f"{NAMES[layout]}: appending a token to each of 16 sequences", seconds, 0
 
 
-def variants():
+def variants() -> Iterator[Case]:
     """Appendix I on H = 47, R = 6, 2, 2: what a smaller cache saves."""
-    sizes = dict(heads=47, rank_k=2, rank_v=2, dim_k=64, dim_v=64)
-    turn = Rotation(
-        tuple(
-            float(x) for x in np.float32(10000.0) ** (-np.arange(0, 64, 2, dtype=np.float32) / 64)
-        )
-    )
+    sizes = {"heads": 47, "rank_k": 2, "rank_v": 2, "dim_k": 64, "dim_v": 64}
+    angles = np.float32(10000.0) ** (-np.arange(0, 64, 2, dtype=np.float32) / 64)
+    rotation = {"rotation": Rotation(tuple(map(float, angles)))}
     kinds = {
         "all factors": (CacheLayout(**sizes), {}),
-        "shared B, rotated when read": (CacheLayout(**sizes, shared_b=True), dict(rotation=turn)),
+        "shared B, rotated when read": (CacheLayout(**sizes, shared_b=True), rotation),
         "non-contextual B": (CacheLayout(**sizes, stores_b=False), {}),
         "non-contextual A": (CacheLayout(**sizes, stores_a=False), {}),
     }
     for name, (layout, static) in kinds.items():
-        seconds = times(layout, 16, 2**17, {0: np.full(16, 2**17)}, **static)[0]
+        seconds = times(layout, 2**17, full(16, 2**17), **static)["full"]
         what = f"R = 6, 2, 2, H = 47, {name}: 16 sequences of 2^17 tokens"
-        yield dict(case=what, seconds=seconds, useful_bytes=2 * 16 * 2**17 * layout.useful_width)
+        yield what, seconds, bytes_of(layout, 16 * 2**17)
 
 
-def short():
-    """Short calls beside a pair of kernels of the same sizes that do nothing, the second launched
-    while the first runs.
+def short() -> Iterator[Case]:
+    """Short calls, and a pair of kernels of the same sizes that do nothing.
+
+    As in decoding, the second kernel is launched while the first runs.
     """
     pair = empty_pair(blocks=2 * 132, merging=128)
     numbers = [jnp.full((1,), i, jnp.int32) for i in range(8)]
-    seconds = device_seconds({0: [functools.partial(pair, x) for x in numbers]})[0]
-    yield dict(case="two kernels that do nothing", seconds=seconds, useful_bytes=0)
+    seconds = device_seconds({"pair": [functools.partial(pair, x) for x in numbers]})["pair"]
+    yield "two kernels that do nothing", seconds, 0
     for batch in (1, 16):
-        lengths = {length: np.full(batch, length) for length in (64, 2**10)}
-        for length, seconds in times(PAPER, batch, 2**12, lengths, rank_q=16).items():
-            size = 2 * batch * length * PAPER.useful_width
-            yield dict(
-                case=f"{NAMES[PAPER]}: B = {batch}, {length} tokens",
-                seconds=seconds,
-                useful_bytes=size,
-            )
+        lengths = {str(length): np.full(batch, length) for length in (64, 2**10)}
+        for length, seconds in times(PAPER, 2**12, lengths, rank_q=16).items():
+            what = f"{NAMES[PAPER]}: B = {batch}, {length} tokens"
+            yield what, seconds, bytes_of(PAPER, batch * int(length))
 
 
-def empty_pair(blocks, merging):
-    def first(x, out, _):
-        plgpu.griddepcontrol_wait()
-        plgpu.griddepcontrol_launch_dependents()
-
-        @pl.when(jax.lax.axis_index("block") == 0)
-        def _():
-            out[0] = x[0]
-
-    def second(x, out):
-        plgpu.griddepcontrol_launch_dependents()
-        plgpu.griddepcontrol_wait()
-
-        @pl.when(jax.lax.axis_index("block") == 0)
-        def _():
-            out[0] = x[0] + 1
-
-    def kernel(body, grid, name, **options):
-        return plgpu.kernel(
-            body,
-            out_type=jax.ShapeDtypeStruct((1,), jnp.int32),
-            grid=(grid,),
-            grid_names=("block",),
-            compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
-            kernel_name=name,
-            **options,
-        )
-
-    ring = [plgpu.SMEM((96 * 1024,), jnp.int8)]
-    return jax.jit(
-        lambda x: kernel(second, merging, "empty_second")(
-            kernel(first, blocks, "empty_first", scratch_types=ring)(x)
-        )
-    )
-
-
-def measure():
+def measure() -> list[Record]:
+    """Times every case and prints it."""
     found = []
     for group in (ragged, new_tokens, appending, variants, short):
-        for case in group():
-            seconds = case.pop("seconds")
-            found.append(dict(group=group.__name__, **case, microseconds=seconds * 1e6))
-            print(f"{found[-1]['case']}: {seconds * 1e6:.1f} us", flush=True)
+        for case, seconds, size in group():
+            found.append(
+                {
+                    "group": group.__name__,
+                    "case": case,
+                    "useful_bytes": size,
+                    "microseconds": seconds * 1e6,
+                }
+            )
+            print(f"{case}: {seconds * 1e6:.1f} us", flush=True)
     return found

@@ -72,9 +72,9 @@ TABLES: dict[str, tuple[Callable[[Record], str], str]] = {
     "scaling": (scaling_tables.table, SCALING),
     "attention": (attention.table, ATTENTION),
     "attention, shared heads": (attention_of(shared_heads), "attention_teams_nvidia_h200.json"),
-    "attention, beside tokamax": (
+    "attention, tokamax": (
         attention_of(without_t6jax),
-        "attention_beside_tokamax_nvidia_h200.json",
+        "attention_tokamax_nvidia_h200.json",
     ),
 }
 

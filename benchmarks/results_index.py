@@ -7,7 +7,7 @@ from benchmarks.tables import markdown
 RECORDS = {
     "attention_nvidia_h200": "causal attention of t6jax, cuDNN and JAX's Mosaic GPU kernel",
     "attention_teams_nvidia_h200": "the same after heads were shared beyond 1,024 tokens",
-    "attention_beside_tokamax_nvidia_h200": "causal attention of cuDNN, JAX and tokamax",
+    "attention_tokamax_nvidia_h200": "causal attention of cuDNN, JAX and tokamax",
     "data_cpu-2-cores": "preparing and loading data on 2 CPU cores",
     "data_nvidia_h200": "preparing and loading data, and training's waits for it, on a GPU host",
     "decode_nvidia_h200": "FlashTPA, XLA, FlashAttention-3 and FlashMLA decoding one token",

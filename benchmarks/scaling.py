@@ -52,6 +52,7 @@ WARM_UP = 3  # steps that are not timed
 
 
 def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
+    """The config of a layout."""
     config = medium_tpa.get_config()
     config.batch_size = rows
     config.optimizer.update(warmup_steps=5, decay_steps=10 * steps)
@@ -68,9 +69,7 @@ def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
 
 
 def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndarray]:
-    """Rows that count on from their first token, a third of the tokens replaced: there is something
-    to learn.
-    """
+    """Random batches that can be learned: rows that count up, a third of their tokens replaced."""
     draw = np.random.default_rng(0)
     made = []
     for _ in range(steps):
@@ -83,6 +82,7 @@ def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndar
 
 
 def measure(layout: str, rows: int, steps: int, tiny: bool) -> Record:
+    """Trains over a layout: tokens a second, time and bytes of collectives, losses."""
     config = settings(layout, rows, steps, tiny)
     model = ModelConfig.from_dict(config["model"])
     sizes = [config["mesh"][axis] for axis in MESH_AXES]
@@ -136,7 +136,7 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> Record:
 
 
 def compared(results: list[Record]) -> list[Record]:
-    """The results, each beside one GPU's."""
+    """The results, each with its speed and losses relative to one GPU's."""
     one = results[0]
     for r in results[1:]:
         difference = [abs(a - b) / b for a, b in zip(r["losses"], one["losses"], strict=True)]
@@ -156,21 +156,21 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=64, help="of a step; a multiple of 4")
     arguments.add_argument("--steps", type=int, default=20)
     arguments.add_argument(
-        "--tiny", action="store_true", help="a model of no size, to check this program"
+        "--tiny", action="store_true", help="a tiny model, to check this program"
     )
     arguments.add_argument(
         "--layouts",
         nargs="+",
         default=list(LAYOUTS),
         choices=list(LAYOUTS),
-        help="these alone, `one` first",
+        help="only these, `one` first",
     )
     args = arguments.parse_args()
     if args.layouts[0] != "one":
-        sys.exit("--layouts begins with `one`, which the others are held against")
+        sys.exit("--layouts must begin with `one`, with which the others are compared")
     if jax.device_count() < 2 or args.rows % 4 or args.steps <= WARM_UP:
         sys.exit(
-            f"this needs two devices (there are {jax.device_count()}), --rows of a multiple of 4, "
+            f"this needs two devices (there are {jax.device_count()}), --rows a multiple of 4, "
             f"--steps above {WARM_UP}"
         )
     record = provenance("benchmarks.scaling", jax.devices()[0].device_kind, args.commit) | {

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.device_time import device_seconds, intervals
+from benchmarks.device_time import device_seconds, intervals, normal
 from benchmarks.record import Record, parser, provenance, write
 from benchmarks.train_cases import CASES, TORCH, config_of
 from benchmarks.train_tables import MFU, draw, kinds, speed
@@ -35,7 +35,6 @@ from t6jax.parallel.mesh import make_mesh
 from t6jax.training.metrics import flops_per_token
 from t6jax.training.step import Trainer
 
-WINDOWS, STEPS = 5, 8  # windows that are timed, and the steps of each
 # kinds of kernels by what their names hold, the first that fits
 KINDS = (
     ("attention", ("cudnn", "fmha", "flash", "sdpa", "attention_forward", "attention_gradient")),
@@ -48,12 +47,14 @@ KINDS = (
 OTHER = "fused elementwise"
 
 
-def measure(name: str, overrides: dict[str, Any]) -> Record:
+def measure(name: str, overrides: dict[str, Any], windows: int = 5, steps: int = 8) -> Record:
     """Times one case in this process.
 
     Args:
         name: The case.
         overrides: Keys of the model to change, and batch_size.
+        windows: How many windows are timed; the median counts.
+        steps: Steps of a window.
     Returns:
         What the record holds of the case.
     """
@@ -72,8 +73,8 @@ def measure(name: str, overrides: dict[str, Any]) -> Record:
     compile_seconds = time.perf_counter() - start
     losses = []
 
-    def advance(state, steps):
-        for i in range(steps):
+    def advance(state, count):
+        for i in range(count):
             state, metrics = step(state, batches[i % len(batches)])
             losses.append(metrics["train_loss"])
         jax.block_until_ready(state)
@@ -81,10 +82,10 @@ def measure(name: str, overrides: dict[str, Any]) -> Record:
 
     state = advance(state, 3)
     seconds = []
-    for _ in range(WINDOWS):
+    for _ in range(windows):
         start = time.perf_counter()
-        state = advance(state, STEPS)
-        seconds.append((time.perf_counter() - start) / STEPS)
+        state = advance(state, steps)
+        seconds.append((time.perf_counter() - start) / steps)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             state = advance(state, 2)
@@ -143,11 +144,7 @@ def breakdown(folder: str, steps: int, most: int = 24) -> tuple[dict[str, float]
 
 def matmul_rate(m: int = 24576, k: int = 1600, n: int = 4352, sustained: int = 4000) -> Record:
     """FLOP/s of a bfloat16 matrix product: a few in a row, and `sustained` of them."""
-
-    def random(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
-
-    pairs = [(random(i, m, k), random(i + 100, k, n)) for i in range(4)]
+    pairs = [(normal(i, m, k), normal(i + 100, k, n)) for i in range(4)]
     product = jax.jit(jnp.matmul)
     calls = [lambda a=a, b=b: product(a, b) for a, b in pairs * 3]
     seconds = device_seconds({"product": calls})["product"]
