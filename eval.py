@@ -8,13 +8,13 @@ by lm-evaluation-harness
 
 from absl import flags
 
-from t6jax.programs.command_line import run
+from t6jax.programs.flags import run
 
 CKPT = flags.DEFINE_multi_string(
     "ckpt",
     None,
-    "A run's directory, or one step's: RUN/checkpoints/STEP; given several times with --tasks, a "
-    "row each.",
+    "(required) A run's directory, or one step's: RUN/checkpoints/STEP; with --tasks, "
+    "several of them, a row each.",
     required=True,
 )
 DATA = flags.DEFINE_string(

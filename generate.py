@@ -4,10 +4,13 @@ standard input
 
 from absl import flags
 
-from t6jax.programs.command_line import run
+from t6jax.programs.flags import run
 
 CKPT = flags.DEFINE_string(
-    "ckpt", None, "A run's directory, or one step's: RUN/checkpoints/STEP.", required=True
+    "ckpt",
+    None,
+    "(required) A run's directory, or one step's: RUN/checkpoints/STEP.",
+    required=True,
 )
 PROMPT = flags.DEFINE_string("prompt", None, "The text to continue; default standard input.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "Tokens to add at most.", 1)

@@ -5,10 +5,10 @@
 from absl import flags
 from ml_collections import config_flags
 
-from t6jax.programs.command_line import run
+from t6jax.programs.flags import run
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: a file of configs/.", lock_config=True
+    "config", None, "(required) The experiment: a file of configs/.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; default runs/<name of the config file>."

@@ -1,4 +1,4 @@
-"""Batches of token windows by Grain."""
+"""Batches of token windows, read by Grain."""
 
 import functools
 import pathlib
@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
 from t6jax.data.shards import Windows, find_shards
 from t6jax.errors import InputError
+from t6jax.extras import needs
+
+with needs("data"):
+    import grain
 
 # folders of shards, each with its weight in the mixture
 Sources = Sequence[tuple[pathlib.Path, float]]
@@ -29,17 +32,28 @@ def training_batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> "Batches":
-    """Endless batches int32 [B / processes, T + 1] of the training shards, in an order fixed by the
-    seed.
+    """Endless batches of the training shards, in an order that the seed fixes.
 
-    Each epoch over a source visits every window once, in a new order. Of several sources each gives
-    its weight's share of every stretch of the order.
+    Each epoch over a source visits every window once, in a new order. Several sources are
+    interleaved evenly in proportion to their weights.
 
-    with_replacement: windows start anywhere and are drawn independently, as in the published code:
-        there are no epochs.
-    num_workers: processes that read ahead; 0 reads ahead in threads.
-    process_index, process_count: default JAX's. Process p holds rows p, p + P, ... of the global
-        batch.
+    Args:
+        sources: a folder of shards, or several with their weights.
+        batch_size: B, of all processes together.
+        context_length: T.
+        vocab_size: tokens must be below it.
+        seed: of the order.
+        with_replacement: draw windows independently, starting at any token, as the published code
+            does. There are no epochs then.
+        num_workers: processes that prefetch; 0 prefetches in threads.
+        process_index, process_count: default to JAX's. Process p of P reads rows p, p + P, ... of
+            the global batch.
+
+    Returns:
+        An iterator over int32 [B / P, T + 1].
+
+    Raises:
+        InputError: if B is no multiple of P, or the shards are missing, damaged or too short.
     """
     index = jax.process_index() if process_index is None else process_index
     processes = jax.process_count() if process_count is None else process_count
@@ -65,35 +79,42 @@ def validation_batches(
     vocab_size: int,
     max_batches: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(windows int32 [B, T + 1], mask float32 [B]) over the validation shards, always the same ones
-    in the same order.
+    """Batches of the validation shards, the same windows in the same order each time.
 
-    Of several sources each gives its weight's share, until one is used up.
-    max_batches: how many to take of all, drawn evenly over the shards; the last batch is filled up
-        with masked rows.
+    Several sources are interleaved in proportion to their weights until one of them ends.
+
+    Args:
+        sources: a folder of shards, or several with their weights.
+        batch_size: B.
+        context_length: T.
+        vocab_size: tokens must be below it.
+        max_batches: how many batches, drawn evenly from the shards; None: all.
+
+    Yields:
+        windows int32 [B, T + 1] and their mask float32 [B], which is 0 for the rows that fill up
+        the last batch.
     """
-    order = lambda number, windows: grain.MapDataset.source(windows).shuffle(seed=0)
-    dataset = _mixture(sources, "val", context_length, vocab_size, order).batch(
-        batch_size, drop_remainder=False
-    )
 
-    def padded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        short = batch_size - len(rows)
-        return np.pad(rows, ((0, short), (0, 0))), np.pad(
-            np.ones(len(rows), np.float32), (0, short)
-        )
+    def order(_: int, windows: Windows) -> grain.MapDataset:
+        return grain.MapDataset.source(windows).shuffle(seed=0)
 
-    return (
-        padded(dataset[i])
-        for i in range(len(dataset) if max_batches is None else min(max_batches, len(dataset)))
-    )
+    dataset = _mixture(sources, "val", context_length, vocab_size, order)
+    dataset = dataset.batch(batch_size, drop_remainder=False)
+    count = len(dataset) if max_batches is None else min(max_batches, len(dataset))
+    return (_fill_up(dataset[i], batch_size) for i in range(count))
+
+
+def _fill_up(rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    missing = batch_size - len(rows)
+    mask = np.pad(np.ones(len(rows), np.float32), (0, missing))
+    return np.pad(rows, ((0, missing), (0, 0))), mask
 
 
 class Batches:
-    """An iterator over the batches of a dataset, with a state: {"batches": how many were taken}.
+    """An iterator over the batches of a dataset, whose state is the number of batches taken.
 
-    Grain's own states are of one number of processes and of workers; this one is the same for any.
-    (A global batch has the same windows whatever the number of processes.)
+    Grain's own states hold for one number of processes and workers. This one holds for any, since a
+    global batch has the same windows whatever the number of processes.
     """
 
     def __init__(self, dataset: grain.MapDataset, num_workers: int):
@@ -112,7 +133,7 @@ class Batches:
         return batch
 
     def start_prefetch(self) -> None:
-        """Begins to read ahead, as the first batch that is asked for does otherwise."""
+        """Starts prefetching; otherwise the first batch does."""
         if self._iterator is None:
             self._iterator = self._start()
             self._iterator.start_prefetch()
@@ -125,7 +146,7 @@ class Batches:
         self._taken = state["batches"]
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops prefetching."""
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = None
@@ -148,11 +169,9 @@ def _mixture(
         Windows(find_shards(folder, split), context_length, vocab_size) for folder, _ in sources
     ]
     datasets = [order(number, w) for number, w in enumerate(windows)]
-    return (
-        datasets[0]
-        if len(datasets) == 1
-        else grain.MapDataset.mix(datasets, [weight for _, weight in sources])
-    )
+    if len(datasets) == 1:
+        return datasets[0]
+    return grain.MapDataset.mix(datasets, [weight for _, weight in sources])
 
 
 def _draw(windows: Windows, _: int, rng: np.random.Generator) -> np.ndarray:
@@ -160,9 +179,7 @@ def _draw(windows: Windows, _: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _parse_absl_flags() -> None:
-    """Grain starts its workers by absl, which wants its flags parsed: a program without any has not
-    done it.
-    """
+    """Parses no flags, for programs without absl: Grain's workers require that it was done."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,4 +1,4 @@
-"""Where text comes from: the user's files, or those of the running Python."""
+"""Text files: the user's, or those of the running Python."""
 
 import hashlib
 import os
@@ -13,7 +13,13 @@ PYTHON = "python"
 
 
 class Document(NamedTuple):
-    """A named text; read() gives its bytes, UTF-8 where it is text in Python's sense."""
+    """A named text.
+
+    Attributes:
+        name: unique in its source.
+        size: in bytes.
+        read: returns the bytes, which are meant to be UTF-8.
+    """
 
     name: str
     size: int
@@ -21,10 +27,15 @@ class Document(NamedTuple):
 
 
 def documents(source: str) -> list[Document]:
-    """The documents of a source, in a fixed order: "python", or the path of a text file or of a
-    folder of them.
+    """The documents of a source, in a fixed order.
 
-    Hidden files and folders, empty files, and files with a NUL byte (no text) are passed over.
+    Hidden files and folders, empty files, and files with a NUL byte (no text) are skipped.
+
+    Args:
+        source: "python", or the path of a text file or of a folder of them.
+
+    Raises:
+        InputError: if there is no such file or folder, or no text in it.
     """
     if source == PYTHON:
         found = list(_python_documents())
@@ -50,11 +61,18 @@ def documents(source: str) -> list[Document]:
 def split(
     found: list[Document], validation_fraction: float, validation_bytes: int | None = None
 ) -> tuple[list[Document], list[Document]]:
-    """(training, validation) documents: files are drawn by a hash of their names until the fraction
-    of bytes is reached.
+    """Divides documents into training and validation.
 
-    validation_bytes: the most to draw. The draw depends on names and sizes alone. A single document
-    is cut in two, its end for validation.
+    Validation documents are drawn by a hash of their names, so the draw depends on names and sizes
+    alone. A single document is cut in two, its end for validation.
+
+    Args:
+        found: the documents.
+        validation_fraction: share of their bytes for validation.
+        validation_bytes: the most bytes for validation; None: no limit.
+
+    Returns:
+        (training, validation) documents.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(
@@ -68,8 +86,7 @@ def split(
     validation: set[str] = set()
     size = 0
     for document in sorted(found, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
-        # one that is far larger than what is wanted belongs to training, unless nothing else is
-        # left
+        # one that is larger than what is missing is for training, unless there is no other
         if size + document.size <= wanted:
             validation.add(document.name)
             size += document.size
@@ -81,9 +98,7 @@ def split(
 
 
 def _python_documents() -> Iterator[Document]:
-    """The reference documentation that ships with Python, a topic each, and the sources of its
-    standard library.
-    """
+    """The reference documentation that ships with Python, by topic, and its standard library."""
     from pydoc_data.topics import topics
 
     for name, text in sorted(topics.items()):
@@ -92,11 +107,8 @@ def _python_documents() -> Iterator[Document]:
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if (
-            "site-packages" not in name.parts
-            and "dist-packages" not in name.parts
-            and _is_text(path)
-        ):
+        installed = {"site-packages", "dist-packages"} & {*name.parts}
+        if not installed and _is_text(path):
             yield _file(path, str(name))
 
 
@@ -105,7 +117,7 @@ def _file(path: pathlib.Path, name: str) -> Document:
 
 
 def _hidden(path: pathlib.Path, root: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+    return any(name.startswith(".") for name in path.relative_to(root).parts)
 
 
 def _is_text(path: pathlib.Path) -> bool:
@@ -119,13 +131,15 @@ def _cut(
 ) -> tuple[list[Document], list[Document]]:
     data = document.read()
     wanted = len(data) * validation_fraction
-    middle = len(data) - round(
-        wanted if validation_bytes is None else min(wanted, validation_bytes)
-    )
+    if validation_bytes is not None:
+        wanted = min(wanted, validation_bytes)
+    middle = len(data) - round(wanted)
     newline = data.rfind(b"\n", 0, middle)
     middle = newline + 1 if newline > 0 else middle
-    parts = (document.name, data[:middle]), (f"{document.name} (end)", data[middle:])
-    training, validation = (
-        Document(name, len(part), lambda part=part: part) for name, part in parts
-    )
-    return [training], [validation]
+    return [_in_memory(document.name, data[:middle])], [
+        _in_memory(f"{document.name} (end)", data[middle:])
+    ]
+
+
+def _in_memory(name: str, data: bytes) -> Document:
+    return Document(name, len(data), lambda: data)

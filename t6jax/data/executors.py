@@ -1,6 +1,4 @@
-"""Who tokenizes the units: this process, or datatrove's executors over local processes, Slurm or
-Ray.
-"""
+"""Where units are tokenized: in this process, or by datatrove in local processes, Slurm or Ray."""
 
 import hashlib
 import importlib.util
@@ -17,7 +15,7 @@ from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import t6jax
-from t6jax.data.parts import PARTS, error_path, part_path, tokenize_unit
+from t6jax.data.tokenized import TOKENIZED, error_path, tokenize_unit, unit_path
 from t6jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,25 +29,27 @@ SLURM_ARRAY = 1000  # jobs: Slurm's own limit, where MaxArraySize is not set
 
 
 class Producer(Protocol):
-    """Makes parts, about in their order."""
+    """Tokenizes the units of a plan, roughly in their order."""
 
     def start(self, work: pathlib.Path, first: int, count: int) -> None:
-        """Begins with part `first` of `count`."""
+        """Starts with unit `first` of `count`; work: the folder of the preparation."""
         ...
 
     def poll(self, work: pathlib.Path, index: int) -> bool:
-        """Whether the part is there; those before it are not needed any more. Raises what went
-        wrong on the way to it.
+        """Whether the unit is tokenized. The units before it are no longer needed.
+
+        Raises:
+            InputError: if it cannot be tokenized.
         """
         ...
 
     def stop(self) -> None:
-        """Ends, or waits for the end of, what is still at work."""
+        """Ends what is still running, or waits for its end."""
         ...
 
 
 class InProcess:
-    """Makes each part when it is asked for."""
+    """Tokenizes each unit when it is polled."""
 
     def start(self, work: pathlib.Path, first: int, count: int) -> None:
         pass
@@ -63,7 +63,7 @@ class InProcess:
 
 
 class Local:
-    """Processes of this machine."""
+    """Tokenizes in processes of this machine."""
 
     name = "local"
 
@@ -92,21 +92,21 @@ class Local:
     def poll(self, work: pathlib.Path, index: int) -> bool:
         self._wanted = index
         error, lost = self._error, self._lost(work, index)
-        if part_path(work, index).exists():
+        if unit_path(work, index).exists():
             self._wanted = index + 1
             return True
         if isinstance(error, InputError):
             raise error
         if isinstance(error, BrokenExecutor):
             raise InputError(
-                "a worker process was killed (was memory short?): the same command goes on, "
-                "perhaps with fewer --workers"
+                "a worker process was killed (did memory run out?): give the same command again to "
+                "continue, perhaps with fewer --workers"
             ) from error
         if isinstance(error, subprocess.CalledProcessError):
             raise InputError(
-                f"{error.cmd[0]} failed, for the reason above: see to --slurm_partition, "
-                "--slurm_time, and what sbatch takes "
-                "from the environment (SBATCH_ACCOUNT, SBATCH_QOS)"
+                f"{error.cmd[0]} failed for the reason above: check --slurm_partition, "
+                "--slurm_time, and what sbatch reads from the environment (SBATCH_ACCOUNT, "
+                "SBATCH_QOS)"
             ) from error
         if error is not None:
             what = f"{type(error).__name__}: {error}"
@@ -115,9 +115,9 @@ class Local:
             ) from error
         if lost:
             raise InputError(
-                f"a task of the {self.name} executor ended without its result (cancelled, or out "
-                "of memory or time?): "
-                f"the same command goes on; see {work / 'datatrove'}"
+                f"a task of the {self.name} executor ended without a result (cancelled, or out of "
+                "memory or time?): give the same command again to continue; see "
+                f"{work / 'datatrove'}"
             )
         return False
 
@@ -132,18 +132,19 @@ class Local:
         return LocalExecutor(work, first, count, self._workers, self._may_begin, self._stopped)
 
     def _may_begin(self, index: int) -> bool:
-        """So far ahead of what is wanted that nobody waits, and not further, for the sake of the
-        disk.
+        """Whether a unit is near enough to the one that is needed next.
+
+        Near enough that no worker waits, and not further, to save space on disk.
         """
         return index < self._wanted + 4 * self._workers + 4
 
     def _lost(self, work: pathlib.Path, index: int) -> bool:
-        """Whether nobody makes part `index` any more."""
+        """Whether no task is left that could tokenize the unit."""
         return self._ended
 
 
 class Ray(Local):
-    """Tasks on the Ray cluster of RAY_ADDRESS, or else one of this machine."""
+    """Tokenizes on the Ray cluster of RAY_ADDRESS, or on a new one of this machine."""
 
     name = "ray"
 
@@ -163,7 +164,7 @@ class Ray(Local):
 
 
 class Slurm(Local):
-    """Tasks in the jobs of an array, whose name tells one preparation's from another's."""
+    """Tokenizes in the jobs of a Slurm array, whose name is unique to the preparation."""
 
     name = "slurm"
 
@@ -177,15 +178,16 @@ class Slurm(Local):
 
         if " " in str(work):
             raise InputError(
-                f"sbatch takes no path with spaces: give another --out than {work.with_suffix('')}"
+                f"sbatch takes no path with spaces, as in --out={work.with_suffix('')}: give "
+                "another"
             )
         self._job_name = f"t6jax-prepare-{hashlib.sha256(os.fsencode(work)).hexdigest()[:8]}"
         self._asked, self._gone = time.monotonic(), False
-        if self._queued():  # a process that was killed left them
+        if self._queued():  # jobs of a process that was killed
             self._end(cancel=True)
-        for path in (work / PARTS).glob("*.error"):
+        for path in (work / TOKENIZED).glob("*.error"):
             path.unlink()
-        # jobs begin in a shell that knows nothing of the environment of this process
+        # jobs start in a shell without this process's environment
         paths = {"PATH": str(pathlib.Path(sys.executable).parent), "PYTHONPATH": PACKAGE_FOLDER}
         setting = "; ".join(
             f"export {name}={shlex.quote(path)}:${name}" for name, path in paths.items()
@@ -200,7 +202,7 @@ class Slurm(Local):
             env_command=setting,
             qos=None,
             tasks_per_job=-(-count // SLURM_ARRAY),
-            # in a job within a job it would find two requests for memory, and refuse
+            # inside a job, srun would find two requests for memory, and refuse
             with_srun=False,
             **self._options,
         )
@@ -208,7 +210,8 @@ class Slurm(Local):
     def _lost(self, work: pathlib.Path, index: int) -> bool:
         if error_path(work, index).exists():
             raise InputError(error_path(work, index).read_text())
-        # asked now and then, and believed the second time: the part may be late on a shared disk
+        # Asked from time to time, and believed the second time: on a shared disk the file may
+        # appear late.
         if self._thread.is_alive() or time.monotonic() - self._asked < SLURM_ASKED_SECONDS:
             return False
         self._asked = time.monotonic()
@@ -221,36 +224,39 @@ class Slurm(Local):
         if cancel:
             subprocess.run(["scancel", f"--name={self._job_name}"], check=False)
         until = time.monotonic() + SLURM_END_SECONDS
-        while (
-            self._queued() != set() and time.monotonic() < until
-        ):  # they write in the folder that goes away
+        # they write to the folder that is deleted next
+        while self._queued() != set() and time.monotonic() < until:
             time.sleep(0.5)
 
     def _queued(self) -> set[str] | None:
-        """The jobs that wait or run, as ARRAY_INDEX; None where Slurm does not answer."""
+        """The jobs that wait or run, as ARRAY_INDEX; None if Slurm does not answer."""
         ask = ["squeue", "--noheader", "--array", f"--name={self._job_name}", "--format=%F_%K"]
         answer = subprocess.run(ask, capture_output=True, text=True, check=False)
         return None if answer.returncode else set(answer.stdout.split())
 
 
 def check_executor(executor: str, workers: int) -> None:
-    """Raises InputError unless `make_producer` takes these."""
+    """Raises InputError unless `make_producer` takes these arguments."""
     if executor not in EXECUTORS:
         raise InputError(f"--executor must be one of {', '.join(EXECUTORS)}; got {executor!r}")
     if workers < 1:
         raise InputError(f"--workers must be at least 1; got {workers}")
     if executor == "slurm" and not shutil.which("sbatch"):
         raise InputError(
-            "--executor=slurm needs Slurm's commands, and sbatch is not in PATH: start it where "
-            "jobs are handed in"
+            "--executor=slurm needs Slurm's commands, but sbatch is not in PATH: run it on a login "
+            "node"
         )
     if executor == "ray" and not importlib.util.find_spec("ray"):
         raise InputError("--executor=ray needs Ray: pip install 'datatrove[ray]'")
 
 
 def make_producer(executor: str, workers: int, options: Mapping[str, Any]) -> Producer:
-    """executor: one of EXECUTORS. options: of datatrove's executor, such as Slurm's time and
-    partition.
+    """Makes the producer of an executor.
+
+    Args:
+        executor: one of EXECUTORS.
+        workers: processes, or Slurm or Ray tasks at a time; 1 with "local" is this process.
+        options: of datatrove's executor, such as Slurm's time and partition.
     """
     if executor == "local" and workers == 1:
         return InProcess()

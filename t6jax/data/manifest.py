@@ -13,9 +13,7 @@ FORMAT = "llm.c token shards (magic 20240520)"
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards; None where it has none, as downloads of other
-    projects.
-    """
+    """The manifest of a folder of shards; None if it has none, like downloads of other projects."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -26,10 +24,20 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def check_data(folder: pathlib.Path, tokenizer: str, vocab_size: int) -> dict[str, Any] | None:
-    """Holds a folder of shards against the config; returns its manifest, if it has one.
+    """Checks a folder of shards against its manifest and the config.
 
-    Raises InputError where there are no shards, a shard's size is not what its header or the
-    manifest says, or they were made by another tokenizer or for a larger vocabulary.
+    Args:
+        folder: the shards.
+        tokenizer: data.tokenizer of the config.
+        vocab_size: model.vocab_size of the config.
+
+    Returns:
+        The manifest, or None if the folder has none.
+
+    Raises:
+        InputError: if the folder holds no shards, if a shard's size is not what its header or the
+            manifest says, or if the shards were made by another tokenizer or for a larger
+            vocabulary.
     """
     counts = {
         p.name: shard_header(p)[1] for split in ("train", "val") for p in find_shards(folder, split)
@@ -47,10 +55,15 @@ def check_data(folder: pathlib.Path, tokenizer: str, vocab_size: int) -> dict[st
 
 
 def check_counts(folder: pathlib.Path, manifest: dict[str, Any], counts: dict[str, int]) -> None:
-    """Raises InputError unless a folder's shards are those of the manifest, with its numbers of
-    tokens.
+    """Checks that a folder's shards are those of the manifest, with as many tokens.
 
-    counts: tokens of each shard found, by its file's name.
+    Args:
+        folder: the shards.
+        manifest: the folder's.
+        counts: tokens of each shard that was found, by the name of its file.
+
+    Raises:
+        InputError: naming the first shard that differs.
     """
     listed = {
         s["file"]: s["tokens"] for split in ("train", "val") for s in manifest[split]["shards"]
@@ -64,8 +77,8 @@ def check_counts(folder: pathlib.Path, manifest: dict[str, Any], counts: dict[st
             raise InputError(f"{folder / name} is not in the manifest: move it out of the folder")
         if counts[name] != listed[name]:
             raise InputError(
-                f"{folder / name} holds {counts[name]} tokens, but {listed[name]} by the manifest; "
-                "prepare it again"
+                f"{folder / name} holds {counts[name]} tokens, but the manifest says "
+                f"{listed[name]}; prepare it again"
             )
 
 
@@ -80,20 +93,16 @@ def document_start(manifest: dict[str, Any] | None, tokenizer: str) -> int:
 def _check_tokenizer(folder: pathlib.Path, manifest: dict[str, Any], tokenizer: str) -> None:
     made_by, wanted = manifest["tokenizer"], tokenizer
     if "tokenizer_hash" in manifest:
-        known = {
-            ByteTokenizer.name: ByteTokenizer.hash,
-            GPT2: GPT2_HASH,
-        }  # no need to fetch ranks to compare
-        hashes = (
-            manifest["tokenizer_hash"],
-            known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).hash,
-        )
-        if hashes[0] == hashes[1]:
+        # known without fetching GPT-2's ranks
+        known = {ByteTokenizer.name: ByteTokenizer.hash, GPT2: GPT2_HASH}
+        found = manifest["tokenizer_hash"]
+        expected = known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer).hash
+        if found == expected:
             return
         if pathlib.Path(wanted).name == made_by:
             raise InputError(
-                f"{folder} was tokenized by {made_by!r} ({hashes[0][:12]}), but data.tokenizer is "
-                f"{wanted!r} ({hashes[1][:12]})"
+                f"{folder} was tokenized by {made_by!r} ({found[:12]}), but data.tokenizer is "
+                f"{wanted!r} ({expected[:12]})"
             )
     if made_by != wanted:
         raise InputError(f"{folder} was tokenized by {made_by!r}, but data.tokenizer is {wanted!r}")

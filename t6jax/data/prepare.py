@@ -1,28 +1,28 @@
 """Documents to a folder of token shards with a manifest.
 
-usage: python -m t6jax.data.prepare --source=SOURCE --out=FOLDER [--subset=NAME] [--tokenizer=NAME
-    or PATH] [--workers=N] ...
+usage: python -m t6jax.data.prepare --source=SOURCE --out=FOLDER [--subset=NAME] [--text_key=KEY]
+    [--tokenizer=NAME or PATH] [--workers=N] ...
 
-Interrupted at any point, the same command goes on. The shards are the same bytes whatever the
-number of workers.
+After an interruption the same command continues. The shards are the same bytes whatever the number
+of workers.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from t6jax.command_line import Parser, run
 from t6jax.data.executors import EXECUTORS, Producer, check_executor, make_producer
 from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
-from t6jax.data.merge import STATE, Merger
-from t6jax.data.parts import PARTS, PLAN, TOKENIZER_NAME, part_path, read_part
+from t6jax.data.records import TEXT_KEY
+from t6jax.data.shard_writer import STATE, ShardWriter
 from t6jax.data.shards import version_for
-from t6jax.data.sources import UNIT_BYTES, Plan, make_plan
+from t6jax.data.sources import REMOTE_UNITS, UNIT_BYTES, Plan, make_plan
+from t6jax.data.tokenized import PLAN, TOKENIZED, TOKENIZER_NAME, load_unit, unit_path
 from t6jax.data.tokenizers import Tokenizer, get_tokenizer
 from t6jax.errors import InputError
 from t6jax.files import exclusive_lock, write_atomically
@@ -30,7 +30,7 @@ from t6jax.files import exclusive_lock, write_atomically
 SHARD_TOKENS = 10**8
 SETTINGS = "settings.json"
 LOCK = "lock"
-WORKING_FILES = (PARTS, PLAN, TOKENIZER_NAME, STATE, SETTINGS, LOCK, "datatrove")
+WORKING_FILES = (TOKENIZED, PLAN, TOKENIZER_NAME, STATE, SETTINGS, LOCK, "datatrove")
 
 
 def prepare(
@@ -41,23 +41,37 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     *,
     subset: str = "",
+    text_key: str = TEXT_KEY,
     workers: int = 1,
     executor: str = "local",
     executor_options: Mapping[str, Any] | None = None,
     unit_bytes: int = UNIT_BYTES,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Tokenizes a source (see `make_plan`) into shards in `out`; returns the manifest.
+    """Tokenizes a source into shards in `out`.
 
-    The work is done in a folder beside `out`, OUT.partial, which is renamed at the end: `out` is
-    there whole, or not at all. What an interrupted preparation with the same arguments left there
-    is gone on with.
+    The work is done in the folder OUT.partial, which is renamed at the end, so `out` is complete
+    whenever it exists. A preparation that was interrupted is continued if the arguments are the
+    same.
 
-    The first shard is for validation; of text files that is a fraction of them, drawn by file, but
+    The first shard is for validation. For text files it holds a fraction of them, drawn by file, of
     at most a shard.
-    workers, executor, executor_options: who does it (see `make_producer`). unit_bytes: of text
-        tokenized at once.
-    say: takes lines of progress.
+
+    Args:
+        source, subset, text_key, unit_bytes: as `make_plan` takes them.
+        out: the folder to make.
+        tokenizer_name: as `get_tokenizer` takes it.
+        validation_fraction: share of the bytes of text files, or of a source that fits in one
+            shard.
+        shard_tokens: tokens in a shard.
+        workers, executor, executor_options: as `make_producer` takes them.
+        say: is called with lines of progress.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: if the source cannot be read, or `out` holds something else.
     """
     check_executor(executor, workers)
     if shard_tokens < 2:
@@ -66,6 +80,8 @@ def prepare(
     settings = {
         "source": source,
         "subset": subset,
+        # only where it is given: folders that were prepared before it existed stay valid
+        **({"text_key": text_key} if text_key != TEXT_KEY else {}),
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
         "validation_fraction": validation_fraction,
@@ -81,81 +97,85 @@ def prepare(
         validation_fraction=validation_fraction,
         validation_bytes=shard_tokens,
         unit_bytes=unit_bytes,
+        text_key=text_key,
     )
     work.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(work / LOCK, f"another process is preparing {work}: wait for it to end"):
-        for path in work.glob("*.partial"):  # what a kill cut short
+        for path in work.glob("*.partial"):  # temporary files of a process that was killed
             path.unlink()
         if not (work / MANIFEST).exists():
             _start(work, settings, plan, tokenizer, say)
-            merger = Merger(
+            writer = ShardWriter(
                 work,
                 plan.validation_units,
                 validation_fraction,
                 version_for(tokenizer.vocab_size),
                 shard_tokens,
             )
-            if executor == "local":  # a process is not worth its start for little text
-                workers = min(
-                    workers, 1 + sum(unit.size for unit in plan.units) // (4 * unit_bytes)
-                )
+            if executor == "local":  # little text is not worth the start of a process
+                text_bytes = sum(unit.size for unit in plan.units)
+                workers = min(workers, 1 + text_bytes // (4 * unit_bytes))
             producer = make_producer(executor, workers, executor_options or {})
             try:
-                producer.start(work, merger.first_unit, len(plan.units))
-                _merge(work, plan, producer, merger, say)
+                producer.start(work, writer.next_unit, len(plan.units))
+                _write_shards(work, plan, producer, writer, say)
             finally:
                 producer.stop()
-            if not merger.splits["train"]["tokens"]:
+            if not writer.splits["train"]["tokens"]:
                 raise InputError(
-                    f"{source!r} holds too little text to validate and to train on: "
-                    f"{merger.tokens} tokens"
+                    f"{source!r} holds too little text for training and validation: "
+                    f"{writer.tokens} tokens"
                 )
-            _write_manifest(work, settings, plan.revision, tokenizer, merger)
+            _write_manifest(work, settings, plan.revision, tokenizer, writer)
         for name in WORKING_FILES:
             path = work / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True
-            )
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         work.rename(out)
     return _prepared(out, settings)
 
 
-def _merge(
+def _write_shards(
     work: pathlib.Path,
     plan: Plan,
     producer: Producer,
-    merger: Merger,
+    writer: ShardWriter,
     say: Callable[[str], None] | None,
 ) -> None:
-    progress = _Progress(plan, merger, say)
-    for index in range(merger.first_unit, len(plan.units)):
+    progress = _Progress(plan, writer, say)
+    for index in range(writer.next_unit, len(plan.units)):
         while not producer.poll(work, index):
             time.sleep(0.02)
             progress.report(index)
-        part = read_part(part_path(work, index))
-        if part is None:
-            part_path(work, index).unlink()
+        path = unit_path(work, index)
+        unit = load_unit(path)
+        if unit is None:
+            path.unlink()
             raise InputError(
-                f"{part_path(work, index)} was not whole, and is deleted: the same command makes "
-                "it anew"
+                f"{path} was damaged, and is deleted: give the same command again, which makes it "
+                "anew"
             )
-        merger.add(index, part)
+        writer.add(index, unit)
         progress.report(index + 1)
-    merger.finish()
+    writer.finish()
 
 
 def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(out) if out.is_dir() else None
     if manifest is None or manifest.get("settings") != settings:
         raise InputError(
-            f"{out} exists, and was not prepared so: give another --out, or move it away"
+            f"{out} exists, but was not prepared with these settings: give another --out, or move "
+            "it away"
         )
     return manifest
 
 
 def _kept_plan(work: pathlib.Path, settings: Mapping[str, Any]) -> Plan | None:
-    """The plan of an interrupted preparation, where it holds to a commit on the hub, which may have
-    another by now.
+    """The plan of an interrupted preparation, if it is bound to a commit on the hub.
+
+    By now the data set may have another commit.
     """
     if (
         not all((work / name).exists() for name in (SETTINGS, PLAN))
@@ -171,39 +191,36 @@ def _start(
     settings: Mapping[str, Any],
     plan: Plan,
     tokenizer: Tokenizer,
-    say: Callable | None,
+    say: Callable[[str], None] | None,
 ) -> None:
-    """Writes down all that tokenizing a unit needs; or checks it, where an interrupted preparation
-    left it.
-    """
-    found = work / SETTINGS
-    if found.exists():
-        previous = json.loads(found.read_text())
+    """Writes what workers need to tokenize units; checks it, if an interrupted preparation did."""
+    kept = work / SETTINGS
+    if kept.exists():
+        previous = json.loads(kept.read_text())
         changed = [
-            f"{k} was {previous.get(k)!r}, now {v!r}"
-            for k, v in settings.items()
-            if previous.get(k) != v
+            f"{key} was {previous.get(key)!r}, now {settings.get(key)!r}"
+            for key in dict.fromkeys([*settings, *previous])
+            if previous.get(key) != settings.get(key)
         ]
         if changed:
             raise InputError(
-                f"{work} holds an interrupted preparation of another kind ({'; '.join(changed)}): "
-                "delete it first"
+                f"{work} holds an interrupted preparation with other settings "
+                f"({'; '.join(changed)}): delete it first"
             )
-        if (work / PLAN).read_text() != plan.to_json():
+        if Plan.from_json((work / PLAN).read_text()) != plan:
             raise InputError(
                 f"the files of {settings['source']!r} changed since {work} was begun: delete it to "
                 "start again"
             )
         if say:
-            say(
-                f"going on in {work}" + (f" with revision {plan.revision}" if plan.revision else "")
-            )
+            revision = f" with revision {plan.revision}" if plan.revision else ""
+            say(f"continuing in {work}{revision}")
         return
-    (work / PARTS).mkdir(exist_ok=True)
+    (work / TOKENIZED).mkdir(exist_ok=True)
     tokenizer.save(work)
     write_atomically(work / TOKENIZER_NAME, tokenizer.name)
     write_atomically(work / PLAN, plan.to_json())
-    write_atomically(found, json.dumps(settings))  # last: where it is, the others are
+    write_atomically(kept, json.dumps(settings))  # last: if it exists, the others do
 
 
 def _write_manifest(
@@ -211,7 +228,7 @@ def _write_manifest(
     settings: Mapping[str, Any],
     revision: str,
     tokenizer: Tokenizer,
-    merger: Merger,
+    writer: ShardWriter,
 ) -> None:
     manifest = {
         "format": FORMAT,
@@ -223,87 +240,83 @@ def _write_manifest(
         "vocab_size": tokenizer.vocab_size,
         "document_start": tokenizer.document_start,
         "settings": settings,
-        **merger.splits,
+        **writer.splits,
     }
     write_atomically(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 class _Progress:
-    """Lines of progress, one in ten seconds."""
+    """Prints a line of progress every ten seconds."""
 
-    def __init__(self, plan: Plan, merger: Merger, say: Callable[[str], None] | None):
-        self._plan, self._merger, self._say = plan, merger, say
-        self._began = self._said = time.monotonic()
-        self._begun_at = (merger.first_unit, merger.tokens)
+    def __init__(self, plan: Plan, writer: ShardWriter, say: Callable[[str], None] | None):
+        self._plan, self._writer, self._say = plan, writer, say
+        self._start = self._last = time.monotonic()
+        self._start_unit, self._start_tokens = writer.next_unit, writer.tokens
 
     def report(self, units: int) -> None:
-        now, last = time.monotonic(), units == len(self._plan.units)
-        if not self._say or (now - self._said < 10 and not last):
+        now, at_end = time.monotonic(), units == len(self._plan.units)
+        if not self._say or (now - self._last < 10 and not at_end):
             return
-        self._said = now
+        self._last = now
         sizes = [unit.size for unit in self._plan.units]
-        done, total, before = sum(sizes[:units]), sum(sizes), sum(sizes[: self._begun_at[0]])
-        seconds = now - self._began
-        rate = (self._merger.tokens - self._begun_at[1]) / seconds
-        left = (
-            f"{seconds * (total - done) / (done - before) / 60:,.1f} minutes left"
-            if done > before
-            else "..."
-        )
-        tokens = f"{self._merger.tokens / 1e6:,.1f} M tokens  {rate / 1e6:.2f} M tokens/s"
+        done, total, before = sum(sizes[:units]), sum(sizes), sum(sizes[: self._start_unit])
+        seconds = now - self._start
+        rate = (self._writer.tokens - self._start_tokens) / seconds
+        left = "..."
+        if done > before:
+            left = f"{seconds * (total - done) / (done - before) / 60:,.1f} minutes left"
+        tokens = f"{self._writer.tokens / 1e6:,.1f} M tokens  {rate / 1e6:.2f} M tokens/s"
         self._say(f"{tokens}  {done / total:.1%} of the text  {left}")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m t6jax.data.prepare", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser("t6jax.data.prepare", __doc__.splitlines()[0])
     add = parser.add_argument
     add(
         "--source",
         required=True,
-        help='a file or folder of .parquet, .jsonl or text, "python", a URL, or a hub data set',
+        help='a file or folder of .parquet, .jsonl or text, "python", a URL, or a data set of the '
+        "Hugging Face hub",
     )
     add(
         "--subset",
         default="",
-        help="a configuration of a hub data set, such as sample-100BT, or a folder in the source",
+        help="a configuration of a data set on the hub, such as sample-100BT, or a folder in the "
+        "source",
+    )
+    add(
+        "--text_key",
+        default=TEXT_KEY,
+        help="the key of .jsonl, or the column of .parquet, with the text",
     )
     add("--out", required=True, type=pathlib.Path, help="the folder to make")
     add(
         "--tokenizer",
         default="gpt2",
-        help="gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json; default gpt2",
+        help="gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json",
     )
     add(
         "--validation_fraction",
         type=float,
         default=0.01,
-        help="of text files, or of what fits in one shard; default 0.01",
+        help="of the bytes of text files, or of a source that fits in one shard",
     )
-    add("--shard_tokens", type=int, default=SHARD_TOKENS, help="default 10^8")
+    add("--shard_tokens", type=int, default=SHARD_TOKENS, help="tokens in a shard")
     add(
         "--workers",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="processes, or Slurm or Ray tasks at once; default all cores",
+        help="processes, or Slurm or Ray tasks at a time",
     )
-    add(
-        "--executor",
-        default="local",
-        help=f"{', '.join(EXECUTORS)}: datatrove runs the work there; default local",
-    )
-    add("--slurm_partition", help="with --executor=slurm")
-    add(
-        "--slurm_time",
-        default="20:00:00",
-        help="with --executor=slurm: a job's limit; default 20:00:00",
-    )
+    add("--executor", choices=EXECUTORS, default="local", help="where datatrove runs the work")
+    add("--slurm_partition", help="with --executor=slurm, which requires it")
+    add("--slurm_time", default="20:00:00", help="with --executor=slurm: the limit of a job")
     add(
         "--unit_bytes",
         type=int,
         default=UNIT_BYTES,
-        help="of text that a worker tokenizes at once; default 16 MiB, 8 times that over a network",
+        help=f"bytes of text that a worker tokenizes at once, {REMOTE_UNITS} times as many over a "
+        "network",
     )
     args = vars(parser.parse_args(arguments))
     partition, limit = args.pop("slurm_partition"), args.pop("slurm_time")
@@ -324,12 +337,10 @@ def main(arguments: list[str]) -> None:
         held = manifest[split]
         print(
             f"{split}: {held['documents']:,} documents, {held['tokens']:,} tokens in "
-            f"{len(held['shards'])} shard(s)"
+            f"{len(held['shards'])} shards"
         )
     print(f"prepared {out}")
 
 
 if __name__ == "__main__":
-    from t6jax.data.command_line import run
-
-    run(main, sys.argv[1:])
+    run(main)

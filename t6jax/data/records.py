@@ -1,7 +1,7 @@
 """Documents in Parquet and JSONL files.
 
-datatrove's readers are not used: they hand a task whole files, of which FineWeb-Edu's sample of 10
-billion tokens has 14, and pass over what is damaged with a line in the log.
+datatrove's readers are not used: they give a task whole files, of which FineWeb-Edu's sample of 10
+billion tokens has 14, and they skip damaged records with a line in the log.
 """
 
 import contextlib
@@ -13,24 +13,33 @@ from typing import IO, Any
 
 from t6jax.data.remote import HUB, is_remote, opened, reading
 from t6jax.errors import InputError
+from t6jax.extras import needs
 
-COLUMN = "text"
-ROWS = 1000  # read at once
-HUB_BLOCK = (
-    2**24
-)  # bytes of a Parquet file asked for at once: the hub counts requests, 10 a second without a token
+TEXT_KEY = "text"
+ROWS = 1000  # of a Parquet file, read at once
+# Bytes of a Parquet file per request: the hub limits the number of requests, to 10 a second without
+# a token.
+HUB_BLOCK = 2**24
 
 
 def parquet_ranges(
-    folder: str, path: str, size: int, unit_bytes: int
+    folder: str, path: str, size: int, unit_bytes: int, text_key: str = TEXT_KEY
 ) -> list[tuple[int, int, int]]:
-    """(first row group, end, bytes of text) of the stretches of a Parquet file with about
-    unit_bytes of text.
+    """Divides a Parquet file into runs of row groups with about unit_bytes of text each.
+
+    Returns:
+        (first row group, end, bytes of text) of each run.
+
+    Raises:
+        InputError: if the file has no column text_key.
     """
     metadata = _metadata(folder, path)
-    column = _text_column(metadata)
+    column = _text_column(metadata, text_key)
     if column is None:
-        raise InputError(f"{folder}/{path} has no column {COLUMN!r}")
+        columns = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+        raise InputError(
+            f"{folder}/{path} has no column {text_key!r}; {_other_keys('columns', columns)}"
+        )
     sizes = [
         metadata.row_group(i).column(column).total_uncompressed_size
         for i in range(metadata.num_row_groups)
@@ -38,9 +47,13 @@ def parquet_ranges(
     return runs(sizes, unit_bytes)
 
 
-def jsonl_ranges(folder: str, path: str, size: int, unit_bytes: int) -> list[tuple[int, int, int]]:
-    """(first byte, end, bytes of text) of the stretches of a JSONL file; of a compressed one, the
-    whole.
+def jsonl_ranges(
+    folder: str, path: str, size: int, unit_bytes: int, text_key: str = TEXT_KEY
+) -> list[tuple[int, int, int]]:
+    """Divides a JSONL file into ranges of unit_bytes; a compressed file is one range.
+
+    Returns:
+        (first byte, end, bytes of text) of each range.
     """
     if not size:
         return []
@@ -53,8 +66,10 @@ def jsonl_ranges(folder: str, path: str, size: int, unit_bytes: int) -> list[tup
 
 
 def runs(sizes: Iterable[int], least: int) -> list[tuple[int, int, int]]:
-    """(start, stop, size) of runs of consecutive items, each run closed as soon as it has the least
-    size.
+    """Groups consecutive items into runs; a run ends as soon as it has the least size.
+
+    Returns:
+        (start, stop, size) of each run.
     """
     out, start, stop, total = [], 0, 0, 0
     for size in sizes:
@@ -65,33 +80,41 @@ def runs(sizes: Iterable[int], least: int) -> list[tuple[int, int, int]]:
     return [*out, (start, stop, total)] if stop > start else out
 
 
-def read_parquet(folder: str, path: str, start: int, stop: int) -> Iterator[bytes | None]:
+def read_parquet(
+    folder: str, path: str, start: int, stop: int, text_key: str = TEXT_KEY
+) -> Iterator[bytes | None]:
     """The texts of row groups start to stop."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with needs("data"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
     metadata, options = (_metadata_of_last if is_remote(folder) else _metadata)(folder, path), {}
-    if folder.startswith(HUB):  # the file ends, for what is read ahead, where the stretch does
-        last = metadata.row_group(stop - 1).column(_text_column(metadata))
+    if folder.startswith(HUB):  # fsspec reads ahead, but not past `size`
+        last = metadata.row_group(stop - 1).column(_text_column(metadata, text_key))
         begin = last.dictionary_page_offset or last.data_page_offset
         options = {"block_size": HUB_BLOCK, "size": begin + last.total_compressed_size}
     with (
         reading(folder, path),
         opened(folder).open(path, "rb", **options) as f,
-        pq.ParquetFile(
-            f, metadata=metadata, pre_buffer=False
-        ) as file,  # in order: what is read ahead is used
+        # without pre_buffer the file is read in order, so that what fsspec reads ahead is used
+        pq.ParquetFile(f, metadata=metadata, pre_buffer=False) as file,
     ):
-        for batch in file.iter_batches(ROWS, row_groups=[*range(start, stop)], columns=[COLUMN]):
+        for batch in file.iter_batches(ROWS, row_groups=[*range(start, stop)], columns=[text_key]):
             yield from batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
 
 
-def read_jsonl(folder: str, path: str, start: int, stop: int) -> Iterator[bytes | None]:
-    """The texts of the lines that begin at bytes start to stop; of a compressed file, all."""
+def read_jsonl(
+    folder: str, path: str, start: int, stop: int, text_key: str = TEXT_KEY
+) -> Iterator[bytes | None]:
+    """The texts of the lines that begin at bytes start to stop; of a compressed file, all lines.
+
+    Raises:
+        InputError: for a line that is no JSON object with a text under text_key.
+    """
     with reading(folder, path), _open_lines(folder, path) as file:
         compressed = not path.endswith(".jsonl")
         at = start
-        if start:  # what the stretch before ends with
+        if start:  # the line that the range before ends with
             file.seek(start - 1)
             at += len(file.readline()) - 1
         while at < stop or compressed:
@@ -99,33 +122,66 @@ def read_jsonl(folder: str, path: str, start: int, stop: int) -> Iterator[bytes 
             if not line:
                 break
             if line.strip():
-                try:
-                    text = json.loads(line)[COLUMN]
-                    yield text if text is None else _utf8(text)
-                except (ValueError, KeyError, TypeError, AttributeError) as e:
-                    what = f"no JSON object with {COLUMN!r} in the line at byte {at}"
-                    raise InputError(
-                        f"{folder}/{path} is damaged: {what}; download it again"
-                    ) from e
+                yield _text(line, text_key, f"{folder}/{path}", at)
             at += len(line)
 
 
+def check_first_line(folder: str, path: str, text_key: str) -> None:
+    """Raises InputError if the first line of a JSONL file has no text under text_key."""
+    next(read_jsonl(folder, path, 0, 1, text_key), None)
+
+
+def _text(line: bytes, text_key: str, name: str, at: int) -> bytes | None:
+    where = f"the line at byte {at}"
+    try:
+        record = json.loads(line)
+    except ValueError as e:
+        raise InputError(
+            f"{name} is damaged: no JSON object in {where} ({e}); download it again"
+        ) from e
+    if not isinstance(record, dict):
+        raise InputError(f"{name}: {where} is no JSON object, but {type(record).__name__}")
+    if text_key not in record:
+        raise InputError(
+            f"{name} has no key {text_key!r} in {where}; {_other_keys('keys', record)}"
+        )
+    text = record[text_key]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InputError(
+            f"{name}: the value of {text_key!r} in {where} is no string, but {type(text).__name__}"
+        )
+    try:
+        return text.encode()
+    except (
+        UnicodeEncodeError
+    ):  # half a surrogate pair, which JSON can spell: U+FFFD, as in tiktoken
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _other_keys(what: str, keys: Iterable[str]) -> str:
+    return (
+        f"its {what} are {', '.join(keys) or 'none'}: name the one with the text by --text_key, or "
+        "data.text_key in a config"
+    )
+
+
 def _metadata(folder: str, path: str) -> Any:
-    import pyarrow.parquet as pq
+    with needs("data"):
+        import pyarrow.parquet as pq
 
     with reading(folder, path), opened(folder).open(path, "rb") as f:
         return pq.read_metadata(f)
 
 
-_metadata_of_last = functools.lru_cache(1)(
-    _metadata
-)  # of a file of 2 GB it is megabytes, and its units come one by one
+# For a file of 2 GB the metadata are megabytes, and its units are read one after another.
+_metadata_of_last = functools.lru_cache(1)(_metadata)
 
 
-def _text_column(metadata: Any) -> int | None:
-    return next(
-        (i for i in range(metadata.num_columns) if metadata.schema.column(i).path == COLUMN), None
-    )
+def _text_column(metadata: Any, text_key: str) -> int | None:
+    columns = (metadata.schema.column(i).path for i in range(metadata.num_columns))
+    return next((i for i, name in enumerate(columns) if name == text_key), None)
 
 
 @contextlib.contextmanager
@@ -134,16 +190,7 @@ def _open_lines(folder: str, path: str) -> Iterator[IO[bytes]]:
         if path.endswith(".jsonl"):
             yield f
             return
-        import pyarrow as pa
-
+        with needs("data"):
+            import pyarrow as pa
         with pa.CompressedInputStream(f, "gzip" if path.endswith(".gz") else "zstd") as stream:
             yield io.BufferedReader(stream, 2**20)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except (
-        UnicodeEncodeError
-    ):  # half a surrogate pair, which JSON can spell: U+FFFD, as tiktoken has it
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()

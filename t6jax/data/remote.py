@@ -1,8 +1,8 @@
-"""Files wherever fsspec reaches, on disk or over a network; of data sets on the Hugging Face hub,
-at one commit.
+"""Files that fsspec reads, on disk or over a network.
 
-Files are listed and opened by datatrove's DataFolder. Failures of a network are tried again where
-they may pass, and otherwise said in a sentence that names the file and what to do.
+Data sets on the Hugging Face hub are read at one commit. datatrove's DataFolder lists and opens the
+files. Failures of a network that may pass are retried; others become one sentence that names the
+file and what to do.
 """
 
 import contextlib
@@ -13,37 +13,38 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from t6jax.errors import InputError
+from t6jax.extras import needs
 
 HUB = "hf://datasets/"
-ATTEMPTS = 5  # waiting 1, 4, 16 and 64 seconds between them
-FIRST_ATTEMPTS = 3  # where nothing is lost yet, and the mistake may be the user's
+ATTEMPTS = 5  # with waits of 1, 4, 16 and 64 seconds between them
+FIRST_ATTEMPTS = 3  # at the start, when the mistake may be the user's
 PRIVATE = "check the name, and set HF_TOKEN to a token that may read it"
 
 
 class UnavailableError(InputError):
-    """A source over a network has failed, and may answer at another time. wait: seconds that it
-    asks to be left alone.
+    """A source over a network failed, and may work later.
+
+    Attributes:
+        wait: seconds after which the source asks to be tried again.
     """
 
     wait = 0
 
 
 def with_retries[T](call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """call(), as often as it takes, but at most `attempts` times, while it raises
-    UnavailableError.
-    """
+    """Returns call(), repeating it while it raises UnavailableError, up to `attempts` times."""
     for attempt in range(attempts - 1):
         try:
             return call()
         except UnavailableError as e:
             wait = max(4**attempt, e.wait)
-            print(f"trying again in {wait} s: {e}", file=sys.stderr, flush=True)
+            print(f"retrying in {wait} s: {e}", file=sys.stderr, flush=True)
             time.sleep(wait)
     return call()
 
 
 def list_files(folder: str, patterns: list[str]) -> list[tuple[str, int]]:
-    """(name, size) of all files of a folder that match one of the patterns, sorted by name."""
+    """(name, size) of all files in a folder that match one of the patterns, sorted by name."""
     with reading(folder):
         found = [opened(folder).glob(pattern, detail=True) for pattern in patterns]
     files = {
@@ -56,10 +57,20 @@ def list_files(folder: str, patterns: list[str]) -> list[tuple[str, int]]:
 
 
 def list_hub(name: str, subset: str) -> tuple[str, list[tuple[str, int]]]:
-    """(URL, files) of a data set on the Hugging Face hub at its present commit: all, or those of
-    its configuration `subset`.
+    """Lists the files of a data set on the Hugging Face hub at its latest commit.
+
+    Args:
+        name: OWNER/NAME.
+        subset: a configuration of the data set; empty: the default one.
+
+    Returns:
+        The URL with the commit, and (name, size) of the files.
+
+    Raises:
+        InputError: if there is no such data set or subset, or the hub cannot be read.
     """
-    from huggingface_hub import HfApi
+    with needs("data"):
+        from huggingface_hub import HfApi
 
     with reading(f"data.source={name!r} is no local folder, and {HUB}{name}"):
         info = HfApi().dataset_info(name, timeout=30)
@@ -74,12 +85,11 @@ def list_hub(name: str, subset: str) -> tuple[str, list[tuple[str, int]]]:
 
 
 def pinned(url: str) -> str:
-    """A URL of a data set on the Hugging Face hub with the commit that its revision is now; others
-    as they are.
-    """
+    """The URL of a data set on the Hugging Face hub with its commit; other URLs unchanged."""
     if not url.startswith(HUB):
         return url
-    from huggingface_hub import HfApi, HfFileSystem
+    with needs("data"):
+        from huggingface_hub import HfApi, HfFileSystem
 
     with reading(url):
         found = HfFileSystem().resolve_path(url)
@@ -89,8 +99,9 @@ def pinned(url: str) -> str:
 
 @contextlib.contextmanager
 def reading(folder: str, path: str = "") -> Iterator[None]:
-    """Errors of reading become InputErrors that name the file and what to do."""
-    import pyarrow as pa
+    """Turns errors of reading into InputErrors that name the file and what to do."""
+    with needs("data"):
+        import pyarrow as pa
 
     name = f"{folder}/{path}" if path else folder
     try:
@@ -98,9 +109,8 @@ def reading(folder: str, path: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:
-        if is_remote(folder) and not isinstance(
-            e, MemoryError
-        ):  # each file system has errors of its own
+        # each remote file system has its own errors
+        if is_remote(folder) and not isinstance(e, MemoryError):
             raise _remote_error(name, e) from e
         if isinstance(e, (pa.ArrowException, OSError, EOFError)):
             raise InputError(
@@ -110,12 +120,13 @@ def reading(folder: str, path: str = "") -> Iterator[None]:
 
 
 def is_remote(folder: str) -> bool:
-    """Whether a folder lies behind a network, as far as its name says."""
+    """Whether a folder is given as a URL."""
     return "://" in folder
 
 
 def _remote_error(name: str, e: Exception) -> InputError:
-    from huggingface_hub import errors
+    with needs("data"):
+        from huggingface_hub import errors
 
     for kind, what in (
         (
@@ -128,15 +139,15 @@ def _remote_error(name: str, e: Exception) -> InputError:
         ),
         (
             errors.RevisionNotFoundError,
-            "is not on the hub at that revision (any more): check it, and delete what a "
-            "preparation that began with it left",
+            "does not have that revision (any more): check it, and delete the .partial folder of a "
+            "preparation that began with it",
         ),
         (
             errors.OfflineModeIsEnabled,
-            "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files",
+            "cannot be fetched: unset HF_HUB_OFFLINE, or give a folder of downloaded files",
         ),
         ((FileNotFoundError, errors.EntryNotFoundError), "does not exist: check the name"),
-        (PermissionError, "may not be read: check the credentials"),
+        (PermissionError, "is not readable for you: check the credentials"),
         (ImportError, f"cannot be read: {_brief(e)}"),
     ):
         if isinstance(e, kind) or isinstance(e.__cause__, kind):
@@ -166,20 +177,21 @@ def _asked_to_wait(headers: Any) -> int:
 @functools.lru_cache
 def opened(folder: str) -> Any:
     """datatrove's DataFolder of a path or URL."""
-    from datatrove.io import get_datafolder
+    with needs("data"):
+        from datatrove.io import get_datafolder
 
     return get_datafolder(folder)
 
 
 def _patterns(configuration: dict[str, Any]) -> list[str]:
-    """The patterns of a card's configuration; all files where it names none."""
+    """The file patterns of a data set card's configuration; all files if it names none."""
     folder = configuration.get("data_dir", "").strip("/")
     patterns = _data_files(configuration.get("data_files", "**"))
     return [f"{folder}/{pattern}" if folder else pattern for pattern in patterns]
 
 
 def _data_files(data_files: Any) -> list[str]:
-    """The patterns of data_files: one, several, or several splits of which training's is taken."""
+    """The patterns of data_files: one, several, or several splits, of which "train" is taken."""
     if isinstance(data_files, str):
         return [data_files]
     if all(isinstance(f, str) for f in data_files):

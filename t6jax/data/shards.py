@@ -1,11 +1,11 @@
 """Token shards, in the format of llm.c, modded-nanogpt and the published T6 code.
 
-256 int32 of header (magic 20240520, version, token count), then the tokens: uint16 in version 1,
-uint32 in version 2. Every document starts with the tokenizer's document_start. Files with "val" in
-their name are for validation.
+A header of 256 int32 (magic 20240520, version, token count) precedes the tokens: uint16 in version
+1, uint32 in version 2. Every document starts with the tokenizer's document_start. Files with "val"
+in their name are for validation.
 
-Beside NAME.bin may lie NAME.crc32: the CRC-32 of each 16 KiB of the file, as uint32. Windows are
-checked by it as they are read. Shards of other projects, which have none, are read without.
+NAME.crc32 next to NAME.bin holds the CRC-32 of each 16 KiB of the file, as uint32. Windows are
+checked against it as they are read. Shards of other projects have none, and are not checked.
 """
 
 import hashlib
@@ -27,15 +27,20 @@ CHECKED_BYTES = 2**14
 
 
 def version_for(vocab_size: int) -> int:
-    """The version that holds tokens of a vocabulary: 1 up to 65,535, 2 beyond."""
+    """The version for tokens of a vocabulary: 1 for up to 65,535 tokens, 2 for more."""
     return 1 if vocab_size <= 65535 else 2
 
 
 def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = None) -> str:
-    """Writes tokens (integers below 2^32) and their checksums atomically;
-    returns the file's SHA-256.
+    """Writes a shard and its checksums atomically.
 
-    version: default 1 where the tokens fit in uint16.
+    Args:
+        path: the .bin file to write.
+        tokens: integers below 2^32.
+        version: of the format; None: 1 if the tokens fit in uint16, else 2.
+
+    Returns:
+        The SHA-256 of the .bin file.
     """
     if version is None:
         version = 1 if tokens.size == 0 or int(tokens.max()) < 2**16 else 2
@@ -45,15 +50,20 @@ def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = No
         [header.view(np.uint8), np.ascontiguousarray(tokens, DTYPES[version]).view(np.uint8)]
     )
     blocks = [zlib.crc32(data[i : i + CHECKED_BYTES]) for i in range(0, len(data), CHECKED_BYTES)]
-    # the checksums first: a shard that is there has them
+    # the checksums first: a shard that exists has them
     write_atomically(path.with_suffix(".crc32"), np.array(blocks, "<u4").tobytes())
     write_atomically(path, data.data)
     return hashlib.sha256(data).hexdigest()
 
 
 def shard_header(path: pathlib.Path) -> tuple[int, int]:
-    """(version, token count) of a shard. Raises InputError naming what is wrong with the file, its
-    size included.
+    """Reads and checks a shard's header.
+
+    Returns:
+        (version, token count).
+
+    Raises:
+        InputError: if the file is missing or no shard, or if its size is not what the header says.
     """
     try:
         with path.open("rb") as f:
@@ -73,22 +83,22 @@ def shard_header(path: pathlib.Path) -> tuple[int, int]:
     if size != want:
         what = "is truncated" if size < want else "is longer than its header says"
         raise InputError(
-            f"{path} {what}: {size} bytes, where {count} tokens take {want}; prepare or download "
-            "it again"
+            f"{path} {what}: {size} bytes, but {count} tokens take {want}; prepare or download it "
+            "again"
         )
     return version, count
 
 
 def open_shard(path: pathlib.Path) -> np.ndarray:
-    """The tokens of a shard, memory-mapped. Raises InputError naming what is wrong with the
-    file.
-    """
+    """The tokens of a shard, memory-mapped. Raises InputError as `shard_header` does."""
     return _Shard(path).tokens
 
 
 def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """The shards of a split ("train" or "val") in a folder, sorted. Raises InputError where there
-    are none.
+    """The shards of a split ("train" or "val") in a folder, sorted.
+
+    Raises:
+        InputError: if there are none.
     """
     shards = sorted(p for p in folder.glob("*.bin") if ("val" in p.stem) == (split == "val"))
     if not shards:
@@ -100,14 +110,22 @@ def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 class Windows:
-    """Windows of T + 1 tokens, T apart, over shards: a random-access source for Grain. No window
-    spans two shards.
+    """Windows of T + 1 tokens, T apart, over shards: a random-access source for Grain.
 
-    windows[i] -> int32 [T + 1]. Raises InputError for a token outside the vocabulary, and where a
-    checksum does not match.
+    windows[i] is int32 [T + 1]. No window spans two shards. Reading raises InputError for a token
+    outside the vocabulary, and if a checksum does not match.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], length: int, vocab_size: int):
+        """
+        Args:
+            paths: the shards.
+            length: T.
+            vocab_size: tokens must be below it.
+
+        Raises:
+            InputError: if a shard is damaged, or all of them are too short for one window.
+        """
         self._paths, self._length, self._vocab_size = list(paths), length, vocab_size
         tokens = np.array([shard_header(p)[1] for p in paths])
         self._ends = np.cumsum(np.maximum(0, tokens - 1) // length)
@@ -115,8 +133,8 @@ class Windows:
         self._open: dict[int, _Shard] = {}
         if not len(self):
             raise InputError(
-                f"{paths[0].parent} holds too few tokens in {paths[0].name} and the like for "
-                f"one window of context_length + 1 = {length + 1}: give more text, or a larger "
+                f"{paths[0].parent} holds too few tokens in {paths[0].name} and the like for one "
+                f"window of context_length + 1 = {length + 1}: give more text, or a larger "
                 "data.validation_fraction"
             )
 
@@ -129,11 +147,11 @@ class Windows:
 
     @property
     def num_starts(self) -> int:
-        """How many places a window can start at."""
+        """At how many tokens a window can start."""
         return int(self._start_ends[-1])
 
     def starting_at(self, start: int) -> np.ndarray:
-        """The window at the start-th of all places where one can start, int32 [T + 1]."""
+        """The window at the start-th of the num_starts tokens, int32 [T + 1]."""
         return self._window(*_locate(self._start_ends, start))
 
     def _window(self, shard: int, start: int) -> np.ndarray:
@@ -153,7 +171,7 @@ class Windows:
 
 
 class _Shard:
-    """A shard, memory-mapped, with its checksums where it has them."""
+    """A shard, memory-mapped, and its checksums if it has them."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -171,25 +189,23 @@ class _Shard:
             )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop, those around them checked."""
+        """Tokens start to stop, after checking the blocks that hold them."""
         if self._checksums is not None:
             width = self.tokens.itemsize
-            first, last = (
-                (HEADER_BYTES + start * width) // CHECKED_BYTES,
-                (HEADER_BYTES + stop * width - 1) // CHECKED_BYTES,
-            )
+            first = (HEADER_BYTES + start * width) // CHECKED_BYTES
+            last = (HEADER_BYTES + stop * width - 1) // CHECKED_BYTES
             for block in range(first, last + 1):
                 data = self._file[block * CHECKED_BYTES : (block + 1) * CHECKED_BYTES]
                 if zlib.crc32(data) != self._checksums[block]:
                     raise InputError(
                         f"{self._path} is damaged between bytes {block * CHECKED_BYTES} and "
-                        f"{block * CHECKED_BYTES + len(data)}: "
-                        "their checksum does not match; prepare or download it again"
+                        f"{block * CHECKED_BYTES + len(data)}: their checksum does not match; "
+                        "prepare or download it again"
                     )
         return self.tokens[start:stop]
 
 
 def _locate(ends: np.ndarray, index: int) -> tuple[int, int]:
-    """(shard, place in it) of the index-th place, by the running totals of the shards' places."""
+    """(shard, index in it) of the index-th item of all; ends: running totals of items per shard."""
     shard = int(np.searchsorted(ends, index, side="right"))
     return shard, index - (int(ends[shard - 1]) if shard else 0)

@@ -1,9 +1,8 @@
-"""Any source of text as a plan: units of work, in a fixed order, that can be read apart from each
-other.
+"""Any source of text as a plan: units of work, in a fixed order, that can be read independently.
 
-A unit is a run of text files, some row groups of a Parquet file, or a stretch of a JSONL file. The
-plan depends on the source alone, so the tokens that come of it do not depend on who reads which
-unit, or when.
+A unit is a run of text files, some row groups of a Parquet file, or a byte range of a JSONL file.
+The plan depends on the source alone, so the tokens do not depend on which worker reads which unit,
+or when.
 """
 
 import dataclasses
@@ -20,17 +19,22 @@ from t6jax.data import records, remote
 from t6jax.data.documents import PYTHON, Document, documents, split
 from t6jax.errors import InputError
 
-# of text in a unit, about: seconds of work, so that little is lost when it is interrupted
+# About how much text a unit has: seconds of work, so that an interruption loses little.
 UNIT_BYTES = 2**24
-REMOTE_UNITS = 8  # times as large over a network, where opening a file costs a few megabytes
+# How many times larger units are over a network, where opening a file costs a few megabytes.
+REMOTE_UNITS = 8
 PARQUET, JSONL, TEXT = "parquet", "jsonl", "text"
 SUFFIXES = {PARQUET: (".parquet",), JSONL: (".jsonl", ".jsonl.gz", ".jsonl.zst")}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Unit(NamedTuple):
-    """path: in the source's folder. start, stop: row groups, bytes, or numbers of text files. size:
-    bytes of text, about.
+    """What one worker reads at a time.
+
+    Attributes:
+        path: of the file, in the source's folder; empty for text files.
+        start, stop: row groups, bytes, or indices of text files.
+        size: about how many bytes of text it has.
     """
 
     path: str
@@ -41,13 +45,16 @@ class Unit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """kind: parquet, jsonl or text. folder: where the source was found, a path or a URL, on the
-    Hugging Face hub with its commit.
-    fingerprint: of its files' names and sizes.
+    """How a source is read.
 
-    validation_units: how many of the units, the first, are the validation text; 0: the first shard
-        is.
-    validation_fraction, validation_bytes: as `make_plan` was given them.
+    Attributes:
+        kind: "parquet", "jsonl" or "text".
+        folder: where the source was found: a path or a URL, on the Hugging Face hub with its
+            commit.
+        fingerprint: a hash of its files' names and sizes.
+        validation_units: how many of the units, from the first, are the validation text; 0: the
+            first shard is.
+        validation_fraction, validation_bytes, text_key: as given to `make_plan`.
     """
 
     kind: str
@@ -57,15 +64,14 @@ class Plan:
     validation_fraction: float
     validation_bytes: int
     units: tuple[Unit, ...]
+    text_key: str = records.TEXT_KEY
 
     @property
     def revision(self) -> str:
-        """The commit that holds the files, where they are on the Hugging Face hub; else empty."""
-        return (
-            self.folder.partition("@")[2].partition("/")[0]
-            if self.folder.startswith(remote.HUB)
-            else ""
-        )
+        """The commit of a data set on the Hugging Face hub; empty for other sources."""
+        if not self.folder.startswith(remote.HUB):
+            return ""
+        return self.folder.partition("@")[2].partition("/")[0]
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -83,13 +89,23 @@ def make_plan(
     validation_fraction: float,
     validation_bytes: int,
     unit_bytes: int = UNIT_BYTES,
+    text_key: str = records.TEXT_KEY,
 ) -> Plan:
-    """The plan of a source. Raises InputError where there is none, or it holds no text.
+    """Finds the files of a source and divides them into units.
 
-    source: "python", a file or folder, a URL that fsspec reads, or the name of a data set on the
-        Hugging Face hub. In a folder, Parquet files are taken before JSONL, and that before text.
-    subset: a configuration of a data set on the hub, or a folder in the source.
-    validation_fraction: of the bytes of text files, drawn by file, but at most validation_bytes.
+    Args:
+        source: "python", a file or folder, a URL that fsspec reads, or the name of a data set on
+            the Hugging Face hub. In a folder with files of several kinds, Parquet files are
+            preferred to JSONL, and JSONL to text.
+        subset: a configuration of a data set on the hub, or a folder in the source.
+        validation_fraction: share of the bytes of text files that is for validation, drawn by
+            file.
+        validation_bytes: the most text that is for validation.
+        unit_bytes: about how much text a unit has.
+        text_key: the key of JSONL, or the column of Parquet, that holds the text.
+
+    Raises:
+        InputError: if the source does not exist, or holds no text.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(
@@ -98,6 +114,11 @@ def make_plan(
     first = functools.partial(remote.with_retries, attempts=remote.FIRST_ATTEMPTS)
     path = pathlib.Path(source, subset)
     if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
+        if text_key != records.TEXT_KEY:
+            raise InputError(
+                f"--text_key={text_key} is for .jsonl and .parquet, but {source!r} is plain text: "
+                "leave it out"
+            )
         return _text_plan(
             PYTHON if source == PYTHON else str(path.absolute()),
             validation_fraction,
@@ -127,28 +148,40 @@ def make_plan(
     if "://" in folder:
         unit_bytes *= REMOTE_UNITS
     ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
+    if kind == JSONL:  # before anything is written; a Parquet file's columns are seen below
+        first(lambda: records.check_first_line(folder, files[0][0], text_key))
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
-        ranges = pool.map(lambda f: first(lambda: ranges_of(folder, *f, unit_bytes)), files)
+        ranges = pool.map(
+            lambda f: first(lambda: ranges_of(folder, *f, unit_bytes, text_key)), files
+        )
         units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
         raise InputError(f"data.source={source!r} holds no text")
     return Plan(
-        kind, folder, _fingerprint(files), 0, validation_fraction, validation_bytes, tuple(units)
+        kind,
+        folder,
+        _fingerprint(files),
+        0,
+        validation_fraction,
+        validation_bytes,
+        tuple(units),
+        text_key,
     )
 
 
 def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
-    """The texts of a unit's documents, UTF-8, in order; documents without text are passed over.
+    """The texts of a unit's documents, UTF-8, in order. Documents without text are skipped.
 
-    Raises InputError naming the file where it cannot be read to its end.
+    Raises:
+        InputError: naming the file, if it cannot be read to its end.
     """
     if plan.kind == TEXT:
         training, validation = _split(plan.folder, plan.validation_fraction, plan.validation_bytes)
         texts = (document.read() for document in (validation + training)[unit.start : unit.stop])
     elif plan.kind == PARQUET:
-        texts = records.read_parquet(plan.folder, unit.path, unit.start, unit.stop)
+        texts = records.read_parquet(plan.folder, *unit[:3], plan.text_key)
     else:
-        texts = records.read_jsonl(plan.folder, unit.path, unit.start, unit.stop)
+        texts = records.read_jsonl(plan.folder, *unit[:3], plan.text_key)
     return (text for text in texts if text)
 
 
@@ -188,7 +221,7 @@ def _local_files(path: pathlib.Path) -> list[tuple[str, int]]:
     return sorted(
         (str(name), p.stat().st_size)
         for p, name in found
-        if not any(part.startswith(".") for part in name.parts)
+        if not any(folder.startswith(".") for folder in name.parts)
     )
 
 

@@ -1,5 +1,6 @@
-"""What datatrove runs: a pipeline of one step, which tokenizes the unit of its task's rank; and
-executors that run it.
+"""What datatrove runs: a pipeline of one step that tokenizes a unit, and executors that run it.
+
+Task n tokenizes unit n of the plan.
 """
 
 import os
@@ -11,23 +12,25 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing import get_context, parent_process
 from typing import Any
 
-from datatrove.executor import SlurmPipelineExecutor
-from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.stats import PipelineStats
-from loguru import logger
-
-from t6jax.data.parts import error_path, part_path, tokenize_unit
+from t6jax.data.tokenized import error_path, tokenize_unit, unit_path
 from t6jax.errors import InputError
+from t6jax.extras import needs
 from t6jax.files import write_atomically
 
-# a task would report its start, pipeline and statistics on the terminal; what fails is raised
+with needs("data"):
+    from datatrove.executor import SlurmPipelineExecutor
+    from datatrove.executor.base import PipelineExecutor
+    from datatrove.pipeline.base import PipelineStep
+    from datatrove.utils.logging import logger
+    from datatrove.utils.stats import PipelineStats
+
+# Otherwise each task prints its start, pipeline and statistics. Errors are raised all the same.
 logger.disable("datatrove")
-TASK_BYTES = 2**31  # of memory, that Ray keeps for a task: what datatrove asks of Slurm
+TASK_BYTES = 2**31  # of memory that Ray reserves for a task, as datatrove does under Slurm
 
 
 class TokenizeUnits(PipelineStep):
-    """Task n writes part n of the preparation in the folder `work`."""
+    """Writes the tokens of unit n, in task n, to the folder `work` of a preparation."""
 
     type = "TOKENIZER"
     name = "t6jax"
@@ -37,19 +40,16 @@ class TokenizeUnits(PipelineStep):
         self._work = work
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what runs in parallel
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks run in parallel already
         tokenize_unit(self._work, rank)
-        if (path := part_path(self._work, rank)).exists():  # unless it is in a shard by now
+        if (path := unit_path(self._work, rank)).exists():  # it is deleted when a shard has it
             self.stat_update("bytes", value=path.stat().st_size, unit="unit")
         return
         yield  # a step is a generator
 
 
 class _InOrder(PipelineExecutor):
-    """Tasks first to tasks - 1, begun in their order, as many as `at_once`.
-
-    may_begin: rank -> whether the task may begin. stopped: set from another thread to end early.
-    """
+    """Runs tasks in their order, a limited number at a time."""
 
     def __init__(
         self,
@@ -60,6 +60,15 @@ class _InOrder(PipelineExecutor):
         may_begin: Callable[[int], bool],
         stopped: threading.Event,
     ):
+        """
+        Args:
+            work: the folder of the preparation.
+            first: the first task.
+            tasks: the number of all tasks; the last is tasks - 1.
+            workers: how many run at a time.
+            may_begin: rank -> whether the task may begin.
+            stopped: is set by another thread to end early.
+        """
         super().__init__([TokenizeUnits(work)], str(work / "datatrove"), skip_completed=False)
         self._first, self._tasks, self._workers = first, tasks, workers
         self._may_begin, self._stopped = may_begin, stopped
@@ -81,8 +90,13 @@ class _InOrder(PipelineExecutor):
         wait: Callable,
         result: Callable[[Any], Any],
     ) -> None:
-        """submit: rank -> a running task. wait: running tasks -> (done, running), soon. result:
-        raises a done task's error.
+        """Runs all tasks.
+
+        Args:
+            at_once: how many run at a time.
+            submit: rank -> a running task.
+            wait: running tasks -> (done, running), after a short while at most.
+            result: raises the error of a task that is done.
         """
         running: Collection[Any] = []
         for rank in range(self._first, self._tasks):
@@ -99,28 +113,26 @@ class _InOrder(PipelineExecutor):
                 result(task)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {
-            "_may_begin": None,
-            "_stopped": None,
-        }  # of no use in a task's process
+        # neither can be sent to the process of a task, which needs neither
+        return self.__dict__ | {"_may_begin": None, "_stopped": None}
 
 
 class LocalExecutor(_InOrder):
-    """Over processes of this machine.
+    """Runs tasks in processes of this machine.
 
-    In place of datatrove's own LocalPipelineExecutor, which waits for ever for the task of a
-    process that was killed (as it is where memory runs out), leaves processes behind when it is
-    killed itself, and runs ahead without bound.
+    It replaces datatrove's LocalPipelineExecutor, which waits forever for the task of a process
+    that was killed (as when memory runs out), leaves processes running when it is killed itself,
+    and has no limit on how far it runs ahead.
     """
 
     def run(self) -> None:
-        """Raises the first error of a task, BrokenProcessPool where a process was killed."""
+        """Raises the first error of a task; BrokenProcessPool if a process was killed."""
         pool = ProcessPoolExecutor(
             self._workers, get_context("forkserver"), initializer=_end_with_parent
         )
         submit = lambda rank: pool.submit(self._run_for_rank, rank, 1)
         try:
-            # one task more than processes, so that none of them waits
+            # one task more than there are processes, so that none of them waits
             self._run_all(
                 self._workers + 1,
                 submit,
@@ -132,21 +144,19 @@ class LocalExecutor(_InOrder):
 
 
 class RayExecutor(_InOrder):
-    """Over a Ray cluster, on storage that its machines share.
+    """Runs tasks on a Ray cluster, on storage that its machines share.
 
-    In place of datatrove's own RayPipelineExecutor, which keeps a task's error to itself, cannot be
-    stopped, and runs ahead without bound.
+    It replaces datatrove's RayPipelineExecutor, which hides a task's error, cannot be stopped, and
+    has no limit on how far it runs ahead.
     """
 
     def run(self) -> None:
-        """Raises the first error of a task, Ray's own where its process was killed again and
-        again.
-        """
+        """Raises the first error of a task; Ray's own if its process was killed repeatedly."""
         import ray
 
         executor = ray.put(self)
         run = ray.remote(num_cpus=1, memory=TASK_BYTES)(_run_for_rank)
-        begun = set()  # and not seen to have ended
+        begun = set()  # tasks that are not known to have ended
 
         def submit(rank):
             task = run.remote(executor, rank)
@@ -176,10 +186,10 @@ def _run_for_rank(executor: PipelineExecutor, rank: int) -> None:
 
 
 class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's executor on Slurm, for the tasks from `first` on whose parts are missing. What a
-    task raises is written down.
+    """datatrove's executor on Slurm, for the tasks from `first` on whose tokens are missing.
 
-    Without its last job, which would gather statistics in a folder that is gone by then.
+    The error of a task is written to a file. datatrove's last job, which collects statistics, is
+    left out: the folder that it writes to is gone by then.
     """
 
     def __init__(self, work: pathlib.Path, first: int, tasks: int, workers: int, **options):
@@ -198,17 +208,15 @@ class SlurmExecutor(SlurmPipelineExecutor):
         self._ranks = [
             rank
             for rank in range(self._first, self.tasks)
-            if not part_path(self._work, rank).exists()
+            if not unit_path(self._work, rank).exists()
         ]
         return self._ranks
 
     def job_of(self, rank: int) -> str | None:
-        """The job that runs a task, as ARRAY_INDEX; None where no job does."""
-        return (
-            f"{self.job_id}_{self._ranks.index(rank) // self.tasks_per_job}"
-            if rank in self._ranks
-            else None
-        )
+        """The job that runs a task, as ARRAY_INDEX; None if no job does."""
+        if rank not in self._ranks:
+            return None
+        return f"{self.job_id}_{self._ranks.index(rank) // self.tasks_per_job}"
 
     def launch_merge_stats(self) -> None:
         pass
@@ -217,19 +225,14 @@ class SlurmExecutor(SlurmPipelineExecutor):
         try:
             return super()._run_for_rank(rank, *args, **options)
         except Exception as e:
-            what = (
-                str(e)
-                if isinstance(e, InputError)
-                else f"a task failed ({type(e).__name__}: {e}); see {self._work}/datatrove"
-            )
+            message = f"a task failed ({type(e).__name__}: {e}); see {self._work}/datatrove"
+            what = str(e) if isinstance(e, InputError) else message
             write_atomically(error_path(self._work, rank), what)
             raise
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone, as after kill -9, for a new one to
-    take over.
-    """
+    """Ends this worker when its parent is gone, as after kill -9, so that another takes over."""
     parent = parent_process()
 
     def watch():

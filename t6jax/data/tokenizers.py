@@ -1,5 +1,6 @@
-"""Tokenizers: text in, token ids out, and back. Every document of a shard begins with
-`document_start`.
+"""Tokenizers: text to token ids, and back.
+
+Every document of a shard begins with the tokenizer's document_start.
 """
 
 import base64
@@ -11,13 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from t6jax.errors import InputError
+from t6jax.extras import needs
 from t6jax.files import write_atomically
 
-# the names under which a folder of shards, or a run, keeps its tokenizer's file
+# the file that a folder of shards, or a run, keeps its tokenizer in
 TIKTOKEN_FILE, JSON_FILE = "tokenizer.tiktoken", "tokenizer.json"
 ENDOFTEXT = "<|endoftext|>"
-# what starts (or, in the data of many models, ends) a document in the vocabularies of others'
-# tokenizer.json
+# Tokens that start a document (or end it, in the data of many models) in a tokenizer.json. The
+# first that the vocabulary has counts.
 DOCUMENT_STARTS = (
     ENDOFTEXT,
     "<|begin_of_text|>",
@@ -32,7 +34,14 @@ DOCUMENT_STARTS = (
 
 
 class Tokenizer(Protocol):
-    """name: what messages call it. hash: SHA-256, in hexadecimal, of what defines it."""
+    """What the data room asks of a tokenizer.
+
+    Attributes:
+        name: for messages and manifests.
+        vocab_size: all ids are below it.
+        document_start: the id that starts a document.
+        hash: SHA-256, in hexadecimal, of what defines the tokenizer.
+    """
 
     name: str
     vocab_size: int
@@ -44,18 +53,16 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for; document_start and ids outside the vocabulary stand for
-        none.
-        """
+        """The bytes of the ids; document_start and ids outside the vocabulary have none."""
         ...
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes the file that `kept_tokenizer` makes it from again, if it needs one."""
+        """Writes the file from which `kept_tokenizer` makes it again, if it needs one."""
         ...
 
 
 class ByteTokenizer:
-    """One token a byte, 0 to 255, and one that starts a document."""
+    """One token for each byte, 0 to 255, and one that starts a document."""
 
     name = "bytes"
     vocab_size = 257
@@ -73,15 +80,14 @@ class ByteTokenizer:
 
 
 class TiktokenTokenizer:
-    """Byte-pair encoding with GPT-2's pattern, by tiktoken, from the ranks of the byte
-    sequences.
-    """
+    """Byte-pair encoding with GPT-2's pattern, by tiktoken, from the ranks of byte sequences."""
 
     def __init__(self, name: str, ranks: dict[bytes, int]):
-        import tiktoken
-        from tiktoken_ext.openai_public import (
-            r50k_pat_str,
-        )  # GPT-2's pattern, written so that it runs faster
+        with needs("data"):
+            import tiktoken
+
+            # GPT-2's pattern, in a form that runs faster
+            from tiktoken_ext.openai_public import r50k_pat_str
 
         self._ranks = ranks
         self.document_start = len(ranks)
@@ -94,8 +100,7 @@ class TiktokenTokenizer:
         )
 
     def encode(self, text: bytes) -> np.ndarray:
-        # a fifth faster than encode_ordinary's list of Python's integers; nothing in the text is
-        # taken for a special token
+        # a fifth faster than encode_ordinary, which makes a list; no text is a special token
         return self._encoding.encode_to_numpy(
             text.decode("utf-8", "replace"), disallowed_special=()
         )
@@ -115,31 +120,31 @@ class JsonTokenizer:
     """A tokenizer.json of the tokenizers library."""
 
     def __init__(self, path: pathlib.Path, name: str):
-        from tokenizers import Tokenizer, decoders, pre_tokenizers
+        with needs("data"):
+            from tokenizers import Tokenizer, decoders, pre_tokenizers
 
         self.name = name
         self._data = path.read_bytes()
         self.hash = hashlib.sha256(self._data).hexdigest()
         try:
             self._tokenizer = Tokenizer.from_buffer(self._data)
-        except Exception as e:  # the library raises nothing narrower
+        except Exception as e:  # the library raises no narrower class
             raise InputError(
                 f"{path} is no tokenizer.json that the tokenizers library reads ({e})"
             ) from e
-        self._tokenizer.encode_special_tokens = (
-            True  # "<|endoftext|>" in a text is text, and starts no document
-        )
+        # "<|endoftext|>" in a text is text, and starts no document
+        self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         starts = [vocabulary[t] for t in DOCUMENT_STARTS if t in vocabulary]
         if not starts:
             raise InputError(
-                f"{path} has no token to start a document with: it needs one of "
+                f"{path} has no token that starts a document: it needs one of "
                 f"{', '.join(DOCUMENT_STARTS)}"
             )
         self.document_start = starts[0]
-        # byte-level tokens are spelled in an alphabet that stands for bytes; decoding by it keeps
-        # parts of characters
+        # Byte-level tokens are spelled in an alphabet that stands for bytes. Decoding by the
+        # alphabet keeps tokens that end inside a character.
         self._bytes = None
         if isinstance(self._tokenizer.decoder, decoders.ByteLevel):
             alphabet = _byte_alphabet()
@@ -147,15 +152,10 @@ class JsonTokenizer:
             added = {
                 i: t.content.encode() for i, t in self._tokenizer.get_added_tokens_decoder().items()
             }
-            spell = lambda token: (
-                bytes(alphabet[c] for c in token)
-                if all(c in alphabet for c in token)
-                else token.encode()
-            )
-            self._bytes = {i: spell(token) for token, i in vocabulary.items()} | added
+            self._bytes = {i: _spelled(token, alphabet) for token, i in vocabulary.items()} | added
 
     def encode(self, text: bytes) -> np.ndarray:
-        # a sixth faster than encode, since offsets into the text are not kept
+        # a sixth faster than encode, which keeps offsets into the text
         (encoded,) = self._tokenizer.encode_batch_fast(
             [text.decode("utf-8", "replace")], add_special_tokens=False
         )
@@ -178,11 +178,13 @@ NAMES = (ByteTokenizer.name, GPT2)
 
 
 def get_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer "bytes" or "gpt2", or that of a .tiktoken rank file or a tokenizer.json, by its
-    path.
+    """Makes a tokenizer.
 
-    Raises InputError for another name, and where GPT-2's ranks cannot be fetched from their usual
-    place.
+    Args:
+        name: "bytes", "gpt2", or the path of a .tiktoken rank file or a tokenizer.json.
+
+    Raises:
+        InputError: for another name or a damaged file, and if tiktoken cannot fetch GPT-2's ranks.
     """
     if name == ByteTokenizer.name:
         return ByteTokenizer()
@@ -190,15 +192,13 @@ def get_tokenizer(name: str) -> Tokenizer:
         return TiktokenTokenizer(GPT2, _fetch_gpt2())
     check_name(name)
     path = pathlib.Path(name)
-    return (
-        TiktokenTokenizer(path.stem, _read_ranks(path))
-        if path.suffix == ".tiktoken"
-        else JsonTokenizer(path, path.name)
-    )
+    if path.suffix == ".tiktoken":
+        return TiktokenTokenizer(path.stem, _read_ranks(path))
+    return JsonTokenizer(path, path.name)
 
 
 def check_name(name: str) -> None:
-    """Raises InputError unless the name is a tokenizer's, or the path of a file that may be one."""
+    """Raises InputError unless the name is a tokenizer's, or the path of such a file."""
     if name in NAMES:
         return
     path = pathlib.Path(name)
@@ -212,9 +212,7 @@ def check_name(name: str) -> None:
 
 
 def kept_tokenizer(folder: pathlib.Path, name: str) -> Tokenizer:
-    """The tokenizer of a folder of shards or of a run: from the file kept there, else by its
-    name.
-    """
+    """The tokenizer of a folder of shards or of a run: from its file there, else by its name."""
     if (folder / TIKTOKEN_FILE).is_file():
         return TiktokenTokenizer(pathlib.Path(name).stem, _read_ranks(folder / TIKTOKEN_FILE))
     if (folder / JSON_FILE).is_file():
@@ -222,16 +220,23 @@ def kept_tokenizer(folder: pathlib.Path, name: str) -> Tokenizer:
     return get_tokenizer(name)
 
 
+def _spelled(token: str, alphabet: dict[str, int]) -> bytes:
+    """The bytes of a byte-level token; one that the alphabet does not spell is plain text."""
+    if all(c in alphabet for c in token):
+        return bytes(alphabet[c] for c in token)
+    return token.encode()
+
+
 def _fetch_gpt2() -> dict[bytes, int]:
-    from tiktoken_ext import openai_public
+    with needs("data"):
+        from tiktoken_ext import openai_public
 
     try:
         return openai_public.gpt2()["mergeable_ranks"]
-    except OSError as e:  # what every failure of its download is, connection or time-out
+    except OSError as e:  # of which every failure of a download is a subclass
         raise InputError(
-            "tiktoken could not fetch GPT-2's ranks: connect once, set TIKTOKEN_CACHE_DIR, or give "
-            "the path of a .tiktoken "
-            f"rank file as the tokenizer ({type(e).__name__})"
+            f"tiktoken could not fetch GPT-2's ranks ({type(e).__name__}): connect once, set "
+            "TIKTOKEN_CACHE_DIR, or give the path of a .tiktoken rank file as the tokenizer"
         ) from e
 
 
@@ -241,27 +246,28 @@ def _read_ranks(path: pathlib.Path) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except ValueError as e:
         raise InputError(
-            f"{path} is no .tiktoken file: its lines are a base64 token and its rank ({e})"
+            f"{path} is no .tiktoken file, whose lines are a base64 token and its rank ({e})"
         ) from e
     if sorted(ranks.values()) != list(range(len(ranks))) or any(
         bytes([b]) not in ranks for b in range(256)
     ):
         raise InputError(
-            f"{path} is incomplete: ranks must run from 0 without a gap and hold every single byte"
+            f"{path} is incomplete: its ranks must count from 0 without a gap and include every "
+            "single byte"
         )
-    if (
-        len(ranks) > 100_000
-    ):  # cl100k_base, o200k_base: ranks for other patterns, which the file does not hold
+    # cl100k_base and o200k_base have other patterns, which the file does not hold
+    if len(ranks) > 100_000:
         raise InputError(
-            f"{path} has {len(ranks)} ranks, made for another pattern than GPT-2's: use its "
-            "tokenizer.json"
+            f"{path} has {len(ranks)} ranks, so it was made for another pattern than GPT-2's: use "
+            "its tokenizer.json"
         )
     return ranks
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character -> the byte it stands for: bytes that print as themselves, the
-    others from U+0100 on.
+    """GPT-2's character for each byte -> the byte.
+
+    Bytes that print stand for themselves, the others are characters from U+0100 on.
     """
     printable = [
         *range(ord("!"), ord("~") + 1),

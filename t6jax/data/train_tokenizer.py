@@ -1,20 +1,21 @@
-"""Trains a byte-level BPE on one's own text.
+"""Trains a byte-level BPE on a text of the user's.
 
 usage: python -m t6jax.data.train_tokenizer --source=SOURCE --out=FOLDER/tokenizer.json
-    --vocab_size=32768 [--max_bytes=N]
+    --vocab_size=32768 [--text_key=KEY] [--max_bytes=N]
 """
 
-import argparse
 import pathlib
-import sys
 from collections.abc import Iterator
 
+from t6jax.command_line import Parser, run
+from t6jax.data.records import TEXT_KEY
 from t6jax.data.sources import Plan, make_plan, read_unit
 from t6jax.data.tokenizers import ENDOFTEXT
 from t6jax.errors import InputError
+from t6jax.extras import needs
 from t6jax.files import write_atomically
 
-SMALLEST = 257  # every byte, and the start of a document
+MIN_VOCAB_SIZE = 257  # every byte, and the start of a document
 
 
 def train_tokenizer(
@@ -23,26 +24,37 @@ def train_tokenizer(
     vocab_size: int,
     *,
     subset: str = "",
+    text_key: str = TEXT_KEY,
     max_bytes: int | None = None,
 ) -> int:
-    """Trains a byte-level BPE with GPT-2's pattern on a source (see `make_plan`), written to `out`;
-    returns its vocabulary size.
+    """Trains a byte-level BPE with GPT-2's pattern.
 
-    max_bytes: of text to train on, about, taken evenly from the whole of the source; None: all. The
-    text is held in memory as counts of its words.
+    Memory holds the counts of the text's words, not the text.
+
+    Args:
+        source, subset, text_key: as `make_plan` takes them.
+        out: the tokenizer.json to write.
+        vocab_size: tokens, including one for each byte and the start of a document.
+        max_bytes: about how much text to train on, taken evenly from the source; None: all.
+
+    Returns:
+        The vocabulary size, which a small text may leave below vocab_size.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    with needs("data"):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < SMALLEST:
+    if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(
-            f"--vocab_size must be at least {SMALLEST}, for each byte and the start of a document; "
-            f"got {vocab_size}"
+            f"--vocab_size must be at least {MIN_VOCAB_SIZE}, for each byte and the start of a "
+            f"document; got {vocab_size}"
         )
     if out.suffix != ".json":
         raise InputError(f"--out must be a .json file; got {str(out)!r}")
     if out.exists():
         raise InputError(f"{out} exists: give another --out, or move it away")
-    plan = make_plan(source, subset, validation_fraction=0.01, validation_bytes=0)
+    plan = make_plan(
+        source, subset, validation_fraction=0.01, validation_bytes=0, text_key=text_key
+    )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,32 +84,27 @@ def _texts(plan: Plan, max_bytes: int | None) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m t6jax.data.train_tokenizer", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("t6jax.data.train_tokenizer", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--source", required=True, help="as for t6jax.data.prepare")
     add("--subset", default="", help="as for t6jax.data.prepare")
+    add("--text_key", default=TEXT_KEY, help="as for t6jax.data.prepare")
     add("--out", required=True, type=pathlib.Path, help="the tokenizer.json to write")
     add(
         "--vocab_size",
         required=True,
         type=int,
-        help="tokens, one for each byte and the start of a document included",
+        help="tokens, including one for each byte and the start of a document",
     )
     add(
         "--max_bytes",
         type=int,
-        help="of text to train on, taken evenly from the source; default all",
+        help="how much text to train on, taken evenly from the source; all if not given",
     )
     args = parser.parse_args(arguments)
-    size = train_tokenizer(
-        args.source, args.out, args.vocab_size, subset=args.subset, max_bytes=args.max_bytes
-    )
+    size = train_tokenizer(**vars(args))
     print(f"{size:,} tokens in {args.out}")
 
 
 if __name__ == "__main__":
-    from t6jax.data.command_line import run
-
-    run(main, sys.argv[1:])
+    run(main)

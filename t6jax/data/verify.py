@@ -1,8 +1,8 @@
-"""Checks every byte of a folder of shards against its manifest. usage: python -m t6jax.data.verify
-FOLDER [--workers=N]
+"""Checks every byte of a folder of shards against its manifest.
+
+usage: python -m t6jax.data.verify FOLDER [--workers=N]
 """
 
-import argparse
 import hashlib
 import os
 import pathlib
@@ -10,15 +10,21 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from t6jax.command_line import Parser, run
 from t6jax.data.manifest import check_counts, read_manifest
 from t6jax.data.shards import shard_header
 from t6jax.errors import InputError
 
 
 def verify(folder: pathlib.Path, workers: int = 1) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a folder of shards.
+    """Yields a sentence for each thing that is wrong with a folder of shards.
 
-    Raises InputError where there is nothing to check, or nothing to check it against.
+    Args:
+        folder: the shards.
+        workers: files read at once.
+
+    Raises:
+        InputError: if there is no folder, or no shard in it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
@@ -57,10 +63,8 @@ def _check(path: pathlib.Path, listed: dict | None, has_manifest: bool) -> str |
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m t6jax.data.verify", description=__doc__.split(" usage:")[0]
-    )
-    parser.add_argument("folder", type=pathlib.Path)
+    parser = Parser("t6jax.data.verify", __doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path, help="the folder of shards")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="files read at once"
     )
@@ -71,15 +75,12 @@ def main(arguments: list[str]) -> int:
         wrong += 1
     if not wrong:
         shards = len([*args.folder.glob("*.bin")])
-        known = read_manifest(args.folder) is not None
         checked = "every byte is as prepared"
-        if not known:
-            checked = "sizes are right; no manifest to check bytes by"
+        if read_manifest(args.folder) is None:
+            checked = "the sizes are right; without a manifest the bytes cannot be checked"
         print(f"{shards} shards: {checked}")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    from t6jax.data.command_line import run
-
-    run(main, sys.argv[1:])
+    run(main)

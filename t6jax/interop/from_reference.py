@@ -12,17 +12,19 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import flags
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 
+from t6jax.command_line import Parser, run
 from t6jax.config import DTYPES
 from t6jax.data.tokenizers import NAMES, get_tokenizer
 from t6jax.errors import InputError
+from t6jax.extras import needs
 from t6jax.interop.reference import from_reference
-from t6jax.programs.command_line import run
 from t6jax.runs import CHECKPOINTS, CONFIG, PARAMETERS, write_config
+
+with needs("interop"):
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file
 
 STEP = "0"  # how long it was trained is not said in a published checkpoint
 
@@ -134,22 +136,35 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
 }
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) != 3:
-        raise InputError(
-            "name two folders: python -m t6jax.interop.from_reference CHECKPOINT_DIR OUT_DIR"
+def main(arguments: list[str]) -> None:
+    parser = Parser(
+        "t6jax.interop.from_reference",
+        "Turns a published PyTorch checkpoint into a run's directory.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=pathlib.Path, help="the folder of the published checkpoint")
+    add("out", type=pathlib.Path, help="the run's directory to make")
+    add(
+        "--rope_table_dtype",
+        choices=sorted(DTYPES),
+        default="bfloat16",  # the published code rounds the tables so, and trained with it
+        help="what RoPE's cosines and sines are rounded to",
+    )
+    add(
+        "--tokenizer",
+        default="gpt2",
+        help="what the checkpoint was trained with: gpt2, bytes, or the path of its file",
+    )
+    args = parser.parse_args(arguments)
+    print(
+        convert(
+            args.checkpoint,
+            args.out,
+            rope_table_dtype=args.rope_table_dtype,
+            tokenizer=args.tokenizer,
         )
-    options = {"rope_table_dtype": ROPE_TABLE_DTYPE.value, "tokenizer": TOKENIZER.value}
-    print(convert(pathlib.Path(argv[1]), pathlib.Path(argv[2]), **options))
-    return 0
+    )
 
 
 if __name__ == "__main__":
-    # the published code rounds the tables so, and the checkpoints were trained with it
-    ROPE_TABLE_DTYPE = flags.DEFINE_enum(
-        "rope_table_dtype", "bfloat16", DTYPES, "What RoPE's cosines and sines are rounded to."
-    )
-    TOKENIZER = flags.DEFINE_string(
-        "tokenizer", "gpt2", "What it was trained with: gpt2, bytes, or the path of its file."
-    )
-    run(main, arguments=True)
+    run(main)

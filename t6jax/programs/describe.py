@@ -5,9 +5,9 @@ import runpy
 
 import jax.numpy as jnp
 
+from t6jax.command_line import Parser, run
 from t6jax.config import ModelConfig
 from t6jax.errors import InputError
-from t6jax.programs.command_line import run
 
 HEADER = (
     "config",
@@ -60,12 +60,11 @@ def table(paths: list[str]) -> str:
     return "\n".join("  ".join(align(i, text) for i, text in enumerate(r)) for r in rows)
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) < 2:
-        raise InputError("name config files: python -m t6jax.programs.describe configs/*.py")
-    print(table(argv[1:]))
-    return 0
+def main(arguments: list[str]) -> None:
+    parser = Parser("t6jax.programs.describe", "Prints what models config files make.")
+    parser.add_argument("config", nargs="+", help="a config file, such as configs/xl_tpa.py")
+    print(table(parser.parse_args(arguments).config))
 
 
 if __name__ == "__main__":
-    run(main, arguments=True)
+    run(main)

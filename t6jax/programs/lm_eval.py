@@ -8,22 +8,22 @@ installation.
 
 import sys
 
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.registry import model_registry
-
-from t6jax.errors import InputError
+from t6jax.command_line import exit_status
+from t6jax.extras import needs
 
 
-def main() -> None:
+def main() -> int:
+    return exit_status(_evaluate)
 
+
+def _evaluate() -> None:
+    with needs("eval"):
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
     if "t6jax" not in model_registry:
         model_registry.register("t6jax", target="t6jax.evaluation.harness:T6LM")
-    try:
-        cli_evaluate()
-    except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+    cli_evaluate()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

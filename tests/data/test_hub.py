@@ -133,9 +133,7 @@ def test_what_passes_is_waited_for(hub, local, tmp_path):
     hub.fault = fault
     output = end(start(hub, tmp_path / "out", subset=""))
     assert not any(left.values())
-    assert (
-        "trying again in 1 s: data.source='HuggingFaceFW/fineweb-edu' is no local folder" in output
-    )
+    assert "retrying in 1 s: data.source='HuggingFaceFW/fineweb-edu' is no local folder" in output
     assert shards(tmp_path / "out") == local[1]
 
 
@@ -163,7 +161,7 @@ def test_what_does_not_pass_is_one_sentence(hub, tmp_path):
         ),
         "offline": (
             {"HF_HUB_OFFLINE": "1"},
-            "cannot be asked for: unset HF_HUB_OFFLINE, or give a folder of downloaded files",
+            "cannot be fetched: unset HF_HUB_OFFLINE, or give a folder of downloaded files",
         ),
         "no network": ({"HF_ENDPOINT": "http://localhost:9"}, "cannot be read (ConnectError: "),
     }
@@ -201,20 +199,20 @@ def test_killed_it_goes_on_with_the_revision_it_began_with(hub, local, tmp_path)
         hub.fault = lambda request: None
         released.set()
     work = tmp_path / "out.partial"
-    assert [*work.glob("parts/*.npz"), *work.glob("*.bin")]
+    assert [*work.glob("tokenized/*.npz"), *work.glob("*.bin")]
     shutil.copytree(work, tmp_path / "gone.partial")
     [began] = hub.commits
     now = hub.commit(
         {path: data[:4] + data for path, data in local[0].items()}
         | {"sample/100BT/zzz.parquet": b"?"}
     )
-    assert f"going on in {work} with revision {began}" in end(start(hub, tmp_path / "out"))
+    assert f"continuing in {work} with revision {began}" in end(start(hub, tmp_path / "out"))
     assert shards(tmp_path / "out") == local[1]
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["revision"] == began != now
     del hub.commits[began]
     *_, last = end(start(hub, tmp_path / "gone", "--workers=1"), status=1).splitlines()
     assert (
         began in last
-        and "is not on the hub at that revision (any more): check it, and delete what a preparation"
+        and "does not have that revision (any more): check it, and delete the .partial folder"
         in last
     )

@@ -40,7 +40,7 @@ def damage(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d[:-1], "train.bin is truncated: 1043 bytes, where 10 tokens take 1044"),
+        (lambda d: d[:-1], "train.bin is truncated: 1043 bytes, but 10 tokens take 1044"),
         (lambda d: d[:1000], "train.bin is truncated: 1000 bytes are less than a shard's header"),
         (lambda d: d + b"\0", "train.bin is longer than its header says"),
         (lambda d: b"\1" + d[1:], "train.bin is no token shard: its first number is "),

@@ -1,7 +1,12 @@
-"""Sources: every document with text is read once, in order, whatever the format; damage and absence
-are named.
+"""Sources: every document with text is read once, in order, whatever the format.
+
+What is damaged or missing is named.
 """
 
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from t6jax import InputError
@@ -12,9 +17,14 @@ from tests.data.corpora import documents, with_empty_ones, write_jsonl, write_pa
 HUGE = "tensor product attention 日本語 " * 10_000
 
 
-def plan_of(source, subset="", unit_bytes=3000):
+def plan_of(source, subset="", unit_bytes=3000, **options):
     return make_plan(
-        str(source), subset, validation_fraction=0.1, validation_bytes=10**8, unit_bytes=unit_bytes
+        str(source),
+        subset,
+        validation_fraction=0.1,
+        validation_bytes=10**8,
+        unit_bytes=unit_bytes,
+        **options,
     )
 
 
@@ -130,11 +140,8 @@ def test_truncated_and_damaged_jsonl_is_named(tmp_path):
     whole = (tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl").write_bytes(whole[:-5])
     with pytest.raises(
-        InputError, match=r"a\.jsonl is damaged: no JSON object with 'text' in the line at byte \d+"
+        InputError, match=r"a\.jsonl is damaged: no JSON object in the line at byte \d+"
     ):
-        read(plan_of(tmp_path))
-    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n')
-    with pytest.raises(InputError, match="no JSON object with 'text' in the line at byte 0"):
         read(plan_of(tmp_path))
     (tmp_path / "a.jsonl").unlink()
     write_jsonl(tmp_path / "a.jsonl.gz", documents(200))
@@ -144,14 +151,54 @@ def test_truncated_and_damaged_jsonl_is_named(tmp_path):
         read(plan_of(tmp_path))
 
 
+def test_another_key_holds_the_text(tmp_path, corpus):
+    lines = [json.dumps({"id": 1, "content": text}) for text in corpus]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    pq.write_table(pa.table({"id": range(81), "content": corpus}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        plan = plan_of(tmp_path / name, text_key="content")
+        assert read(plan) == read(Plan.from_json(plan.to_json())) == corpus
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '{"id": 1, "content": "x"}',
+            "a.jsonl has no key 'text' in the line at byte 0; its keys are id, content: name the "
+            "one with the text by --text_key",
+        ),
+        ("{}", "a.jsonl has no key 'text' in the line at byte 0; its keys are none"),
+        ('{"text": ["x"]}', "the value of 'text' in the line at byte 0 is no string, but list"),
+        ("[1]", "a.jsonl: the line at byte 0 is no JSON object, but list"),
+    ],
+)
+def test_a_first_line_without_text_is_named_before_anything_is_written(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text(f"{line}\n")
+    with pytest.raises(InputError) as error:
+        plan_of(tmp_path)
+    assert message in str(error.value)
+
+
+def test_a_later_line_without_text_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"content": "y"}\n')
+    with pytest.raises(InputError, match="has no key 'text' in the line at byte 14; its keys are"):
+        read(plan_of(tmp_path))
+
+
+def test_plain_text_has_no_keys(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=r"--text_key=content is for \.jsonl and \.parquet"):
+        plan_of(tmp_path, text_key="content")
+
+
 def test_what_is_no_source_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere': there is no such file or folder"):
         plan_of("nowhere")
     with pytest.raises(InputError, match="holds no text"):
         plan_of(tmp_path)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet has no column 'text'"):
+    pq.write_table(pa.table({"id": [1], "content": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        InputError, match=r"a\.parquet has no column 'text'; its columns are id, content: name the"
+    ):
         plan_of(tmp_path)

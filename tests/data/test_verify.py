@@ -66,7 +66,7 @@ def test_any_flipped_bit_is_found(folder):
         ),
         (
             lambda f: write_shard(f / "train_000001.bin", np.arange(9)),
-            "train_000001.bin holds 9 tokens, but 5000 by",
+            "train_000001.bin holds 9 tokens, but the manifest says 5000",
         ),
     ],
 )

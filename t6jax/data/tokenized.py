@@ -1,7 +1,7 @@
-"""Parts: the tokens of one unit of a source, on their way into the shards.
+"""The tokens of one unit of a source, between the workers that tokenize and the shards.
 
-The folder where a preparation works holds plan.json, the tokenizer's file and parts/NNNNNN.npz;
-whoever sees that folder can tokenize any unit of it.
+The folder in which a preparation works holds plan.json, the tokenizer's file and
+tokenized/NNNNNN.npz. Any worker that sees the folder can tokenize any unit of the plan.
 """
 
 import functools
@@ -19,12 +19,16 @@ from t6jax.files import atomic_file
 
 PLAN = "plan.json"
 TOKENIZER_NAME = "tokenizer_name"
-PARTS = "parts"
+TOKENIZED = "tokenized"
 
 
-class Part(NamedTuple):
-    """tokens [n]; document_tokens, document_bytes [documents]: of each document, its start counted
-    as a token.
+class TokenizedUnit(NamedTuple):
+    """The tokens of a unit, and how they divide into documents.
+
+    Attributes:
+        tokens: [n], each document with its start token first.
+        document_tokens: [documents], tokens of each document, the start token included.
+        document_bytes: [documents], bytes of text of each document.
     """
 
     tokens: np.ndarray
@@ -32,38 +36,37 @@ class Part(NamedTuple):
     document_bytes: np.ndarray
 
 
-def part_path(work: pathlib.Path, index: int) -> pathlib.Path:
-    return work / PARTS / f"{index:06d}.npz"
+def unit_path(work: pathlib.Path, index: int) -> pathlib.Path:
+    """The file with the tokens of the index-th unit."""
+    return work / TOKENIZED / f"{index:06d}.npz"
 
 
 def error_path(work: pathlib.Path, index: int) -> pathlib.Path:
-    """Where a task says why it could not make a part."""
-    return part_path(work, index).with_suffix(".error")
+    """The file in which a task says why it could not tokenize the index-th unit."""
+    return unit_path(work, index).with_suffix(".error")
 
 
 def tokenize_unit(work: pathlib.Path, index: int) -> None:
-    """Writes the part of the index-th unit, unless it is there already."""
-    path = part_path(work, index)
+    """Writes the tokens of the index-th unit, unless they are there already."""
+    path = unit_path(work, index)
     if path.exists():
         return
     plan, tokenizer = _plan(work), _tokenizer(work)
-    part = with_retries(lambda: _tokenize(plan, index, tokenizer))
+    unit = with_retries(lambda: _tokenize(plan, index, tokenizer))
     with atomic_file(path) as file:
-        np.savez(file, **part._asdict())
+        np.savez(file, **unit._asdict())
 
 
-def read_part(path: pathlib.Path) -> Part | None:
-    """The part, or None where the file is not whole (a machine that lost power may leave such a
-    one).
-    """
+def load_unit(path: pathlib.Path) -> TokenizedUnit | None:
+    """Reads the tokens of a unit; None if the file is damaged, as a power failure may leave it."""
     try:
-        with np.load(path) as arrays:  # a zip file, whose checksums are held against it
-            return Part(**arrays)
+        with np.load(path) as arrays:  # a zip file, which is checked against its checksums
+            return TokenizedUnit(**arrays)
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError):
         return None
 
 
-def _tokenize(plan: Plan, index: int, tokenizer: Tokenizer) -> Part:
+def _tokenize(plan: Plan, index: int, tokenizer: Tokenizer) -> TokenizedUnit:
     dtype = DTYPES[version_for(tokenizer.vocab_size)]
     start = np.array([tokenizer.document_start], dtype)
     pieces, document_tokens, document_bytes = [np.zeros(0, dtype)], [], []
@@ -72,7 +75,7 @@ def _tokenize(plan: Plan, index: int, tokenizer: Tokenizer) -> Part:
         pieces += [start, tokens]
         document_tokens.append(1 + len(tokens))
         document_bytes.append(len(text))
-    return Part(
+    return TokenizedUnit(
         np.concatenate(pieces),
         np.array(document_tokens, np.int64),
         np.array(document_bytes, np.int64),

@@ -1,35 +1,42 @@
-"""How the command-line programs start and fail: absl flags, and one sentence for what the user can
-put right.
-"""
+"""The flags of train.py, eval.py and generate.py: absl's, with configs and their overrides."""
 
 import difflib
 import os
 import sys
 from collections.abc import Callable
 
-import absl.logging
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
-
+from t6jax.command_line import exit_status
 from t6jax.errors import InputError
+from t6jax.extras import needs
+
+with needs("train"):
+    import absl.logging
+    from absl import app, flags
+    from ml_collections import ConfigDict, config_flags
 
 
-def run(main: Callable[[list[str]], int], *, arguments: bool = False) -> None:
-    """Runs main(argv) behind absl's flags; an InputError, or a flag that does not parse, ends in
-    one sentence.
+def run(main: Callable[[list[str]], int]) -> None:
+    """Parses absl's flags, runs main(argv) and exits.
 
-    arguments: whether anything but flags may be given.
+    An InputError, or a flag that does not parse, ends the program with one sentence.
     """
-    # XLA's and Orbax's notes on their own inner workings; what goes wrong still shows
+    # XLA's and Orbax's notes on their own workings; errors still show
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl.logging.set_verbosity(absl.logging.ERROR)
     app.run(
-        lambda argv: _without_traceback(lambda: main(argv)),
-        flags_parser=lambda argv: _parse(argv, arguments),
+        lambda argv: exit_status(lambda: main(argv)),
+        flags_parser=_parse_or_exit,
     )
 
 
-def _parse(argv: list[str], arguments: bool) -> list[str]:
+def _parse_or_exit(argv: list[str]) -> list[str]:
+    rest: list[str] = []
+    if status := exit_status(lambda: rest.extend(_parse(argv))):
+        sys.exit(status)
+    return rest
+
+
+def _parse(argv: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
     except (
@@ -38,16 +45,16 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
         TypeError,
     ) as e:  # what ml_collections raises for a wrong key or type
         if unknown := _unknown_key(argv):
-            _fail(unknown)
+            raise InputError(unknown) from e
         text = str(e.args[0] if e.args else e).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        _fail(f"in the config or its overrides: {' '.join(text.split())}")
-    except OSError:  # of a missing file, where an override needs it
-        _fail(
-            f"--config={config_flags.get_config_filename(_file_alone(argv)['config'])}: there is "
-            "no such config file"
-        )
-    if len(rest) > 1 and not arguments:
-        _fail(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
+        raise InputError(f"in the config or its overrides: {' '.join(text.split())}") from e
+    except BrokenPipeError:  # of standard output, under --help | head
+        raise
+    except OSError as e:  # of a missing file, where an override needs it
+        name = config_flags.get_config_filename(_file_alone(argv)["config"])
+        raise InputError(f"--config={name}: there is no such config file") from e
+    if len(rest) > 1:
+        raise InputError(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
     return rest
 
 
@@ -88,17 +95,3 @@ def _file_alone(argv: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
     values(argv, known_only=True)
     return values
-
-
-def _without_traceback(call: Callable[[], int]) -> int:
-    try:
-        return call()
-    except InputError as e:
-        return _fail(str(e))
-    except KeyboardInterrupt:
-        return 130
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
