@@ -1,23 +1,42 @@
-# make quickstart: train a small T6 on real text, evaluate it, sample from it. make test: lint and tests.
-# Both set themselves up in .venv first, once. make test-torch: the tests that compare with PyTorch, in a .venv-torch of their own.
+# make quickstart    train a small T6 on real text, evaluate it, sample from it
+# make test          lint, and all tests on the CPU
+# make test-quick    the tests that take seconds, for the inner loop
+# make test-gpu      the tests that need an NVIDIA GPU
+# make test-torch    the tests that compare with PyTorch
+# make test-latest   the CPU tests on the newest JAX, Flax, Optax, Orbax, Grain and everything else
+# make test-oldest   the CPU tests on the oldest versions that pyproject.toml allows
+# make lint          ruff
+# make docs          the site, in build/site; a warning is an error
+# make setup         the environment, .venv, which the others set up by themselves
 
 PYTHON := .venv/bin/python
 RUN := runs/quickstart
 PROMPT := def __init__(self
+SETUP := pyproject.toml requirements.txt requirements-test.txt requirements-torch.txt scripts/setup.sh
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test test-gpu test-torch lint docs clean
+.PHONY: help setup quickstart test test-quick test-gpu test-torch test-latest test-oldest lint docs clean
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 setup: .venv/installed
 
-.venv/installed: requirements.txt requirements-test.txt pyproject.toml scripts/setup.sh
+.venv/installed: $(SETUP)
 	@bash scripts/setup.sh .venv
 	@touch $@
 
-.venv-torch/installed: requirements.txt requirements-test.txt requirements-torch.txt pyproject.toml scripts/setup.sh
-	@bash scripts/setup.sh .venv-torch requirements-torch.txt
+.venv-torch/installed: $(SETUP)
+	@bash scripts/setup.sh .venv-torch tested train,eval,interop,torch,test
+	@touch $@
+
+# always anew: what is newest changes
+.PHONY: .venv-latest/installed
+.venv-latest/installed:
+	@bash scripts/setup.sh .venv-latest newest
+
+.venv-oldest/installed: $(SETUP)
+	@bash scripts/setup.sh .venv-oldest oldest train,eval,interop,test
 	@touch $@
 
 quickstart: .venv/installed
@@ -26,7 +45,10 @@ quickstart: .venv/installed
 	$(PYTHON) generate.py --ckpt=$(RUN) --prompt="$(PROMPT)"
 
 test: lint docs
-	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(PARALLEL)
+
+test-quick: .venv/installed
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(PARALLEL) -m "not slow and not exhaustive"
 
 test-gpu: .venv/installed
 	$(PYTHON) -m pytest tests/gpu
@@ -34,13 +56,18 @@ test-gpu: .venv/installed
 test-torch: .venv-torch/installed
 	JAX_PLATFORMS=cpu .venv-torch/bin/python -m pytest -m torch
 
+test-latest: .venv-latest/installed
+	JAX_PLATFORMS=cpu .venv-latest/bin/python -m pytest $(PARALLEL)
+
+test-oldest: .venv-oldest/installed
+	JAX_PLATFORMS=cpu .venv-oldest/bin/python -m pytest $(PARALLEL)
+
 lint: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-# the site, into build/site; a warning is an error
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 clean:
-	rm -rf .venv .venv-torch runs
+	rm -rf .venv .venv-torch .venv-latest .venv-oldest runs build

@@ -6,6 +6,7 @@ from typing import Any
 # name -> where it lives. Each is imported when it is first used: processes that only handle data
 # never load JAX.
 _HOMES = {
+    "__version__": "_version",
     "ModelConfig": "config",
     "InputError": "errors",
     "generate": "generation",

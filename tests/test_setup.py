@@ -20,7 +20,6 @@ def test_an_older_python_is_told_so_in_one_sentence(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "t6jax needs Python 3.12 or newer, and there is none on the PATH (python3 is "
-        "Python 3.9.2).\n"
+        "t6jax needs Python 3.12 or newer, and none is on the PATH (python3 is Python 3.9.2).\n"
     )
     assert not (tmp_path / "venv").exists()

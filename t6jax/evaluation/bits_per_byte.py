@@ -5,10 +5,12 @@ sliding window holds.
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from tqdm import tqdm
-
 from t6jax.evaluation.packing import Request
 from t6jax.evaluation.scoring import Scorer
+from t6jax.extras import needs
+
+with needs("data"):
+    from tqdm import tqdm
 
 WINDOWS = 4096  # scored at a time
 

@@ -9,25 +9,28 @@ from typing import Any
 
 import jax
 from flax import nnx
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from t6jax.data.corpus import run_tokenizer
 from t6jax.data.tokenizers import Tokenizer
 from t6jax.errors import InputError
 from t6jax.evaluation.packing import Request
 from t6jax.evaluation.scoring import Scorer
+from t6jax.extras import needs
 from t6jax.generation import stream
 from t6jax.model import T6
 from t6jax.runs import load_step, locate, read_config
+
+with needs("eval"):
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from tqdm import tqdm
 
 DEFAULT_NEW_TOKENS = 256  # of a generation whose task names no number, as in the harness
 MODEL_ARGS = ("ckpt", "max_length", "add_bos_token", "batch_tokens")

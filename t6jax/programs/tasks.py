@@ -11,12 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import lm_eval
-from datasets.exceptions import DatasetsError
-from huggingface_hub import constants
-from lm_eval import simple_evaluate
-from lm_eval.loggers import EvaluationTracker
-from lm_eval.tasks import TaskManager
 
 from t6jax.errors import InputError
 from t6jax.evaluation.harness import T6LM, refuse_chat_template
@@ -31,8 +25,17 @@ from t6jax.evaluation.paper import (
     row_of,
     table,
 )
+from t6jax.extras import needs
 from t6jax.files import write_atomically
 from t6jax.runs import CHECKPOINTS, locate
+
+with needs("eval"):
+    import lm_eval
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import constants
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
 
 EVALUATION = "evaluation"  # the folder in a run's directory
 LOCAL_FORMATS = (

@@ -3,12 +3,14 @@
 import os
 import pathlib
 
-from ml_collections import ConfigDict
-
 from t6jax.errors import InputError
+from t6jax.extras import needs
 from t6jax.parallel.processes import start
 from t6jax.training.loop import train
 from t6jax.training.summary import summary
+
+with needs("train"):
+    from ml_collections import ConfigDict
 
 
 def train_program(

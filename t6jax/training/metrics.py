@@ -6,9 +6,9 @@ import json
 import pathlib
 
 import jax
-from tensorboardX import SummaryWriter
 
 from t6jax.config import ModelConfig
+from t6jax.extras import needs
 from t6jax.files import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -62,6 +62,8 @@ class MetricsLog:
         _drop_later(path, step)
         self._file = path.open("a")
         if tensorboard:
+            with needs("train"):
+                from tensorboardX import SummaryWriter
             self._events = SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=step + 1 if step else None
             )
