@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of one node, in one process. usage: scripts/train_node.sh CONFIG [any flag of train.py]
-# Parameters are split over all GPUs; --config.mesh.fsdp=1 --config.mesh.data=-1 keeps them whole on each.
+# Parameters are sharded over all GPUs; --config.mesh.fsdp=1 --config.mesh.data=-1 replicates them instead.
 set -euo pipefail
 config=${1:?usage: scripts/train_node.sh CONFIG [any flag of train.py]}
 shift

@@ -1,6 +1,4 @@
-"""The launch scripts: their XLA flags exist in this jaxlib, and they start train.py with the layout
-they name.
-"""
+"""The launch scripts: this jaxlib knows their XLA flags, and they start train.py on their mesh."""
 
 import os
 import subprocess
@@ -22,7 +20,7 @@ def test_every_xla_flag_of_the_scripts_exists():
     assert "--xla_gpu_enable_latency_hiding_scheduler=true" in done.stdout
 
 
-def test_one_node_splits_parameters_over_its_gpus_and_flags_given_come_last(tmp_path):
+def test_one_node_shards_parameters_over_its_gpus_and_the_users_flags_come_last(tmp_path):
     fake = tmp_path / "python3"
     fake.write_text('#!/bin/sh\necho "$@"\n')
     fake.chmod(0o755)
@@ -41,9 +39,9 @@ def test_one_node_splits_parameters_over_its_gpus_and_flags_given_come_last(tmp_
     assert done.stdout == want
 
 
-@pytest.mark.parametrize(("status", "queued_again"), [(0, ""), (1, ""), (143, "requeue 7\n")])
-def test_slurm_splits_parameters_over_a_nodes_processes_and_what_was_stopped_is_queued_again(
-    tmp_path, status, queued_again
+@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (1, ""), (143, "requeue 7\n")])
+def test_slurm_shards_parameters_over_a_nodes_processes_and_requeues_a_stopped_job(
+    tmp_path, status, requeued
 ):
     for name, text in {"srun": f'echo "${{@:3}}"; exit {status}', "scontrol": 'echo "$@"'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -67,7 +65,7 @@ def test_slurm_splits_parameters_over_a_nodes_processes_and_what_was_stopped_is_
         "--config=configs/xl_tpa.py --config.mesh.data=-1 --config.mesh.fsdp=4 "
         "--config.steps=9 --workdir=a b"
     )
-    assert done.stdout == f"train.py {flags}\n{queued_again}"
+    assert done.stdout == f"train.py {flags}\n{requeued}"
 
 
 def test_scripts_are_valid_bash():

@@ -59,12 +59,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _unknown_key(argv: list[str]) -> str | None:
-    """A sentence on the first --config.KEY that the config of --config does not have; None where it
-    has all.
-    """
+    """A sentence on the first --config.KEY that the config does not have; None if it has all."""
     try:
         values = _file_alone(argv)
-    except (AttributeError, KeyError, TypeError):  # the file's own
+    except (AttributeError, KeyError, TypeError):  # an error in the config file itself
         return None
     if not isinstance(values.config, ConfigDict):
         return None
@@ -73,24 +71,24 @@ def _unknown_key(argv: list[str]) -> str | None:
         if not argument.startswith("-") or not name.startswith("config."):
             continue
         found, path = values.config, []
-        for part in name.split(".")[1:]:
+        for key in name.split(".")[1:]:
             where = ".".join(path) or "the config"
             if not isinstance(found, ConfigDict):
                 return f"--{name}: there is no such key; {where} is a value, with no keys below it"
-            if part not in found:
-                near = difflib.get_close_matches(part, found, n=1)
+            if key not in found:
+                near = difflib.get_close_matches(key, found, n=1)
                 meant = f" (did you mean {near[0]}?)" if near else ""
                 return (
                     f"--{name}: there is no such key{meant}; the keys of {where} are "
                     f"{', '.join(found) or 'none yet'}"
                 )
-            found = found[part]
-            path.append(part)
+            found = found[key]
+            path.append(key)
     return None
 
 
 def _file_alone(argv: list[str]) -> flags.FlagValues:
-    """The flag --config as it was given, without overrides."""
+    """The flag --config as given, without overrides."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
     values(argv, known_only=True)

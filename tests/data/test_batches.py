@@ -172,7 +172,7 @@ def test_a_mixture_gives_each_source_its_share_in_its_own_order(folder, other):
     order = [*itertools.chain(*firsts(batches, 24))]
     from_other = [first for first in order if first >= 600]
     assert all(sum(first >= 600 for first in order[i : i + 4]) == 1 for i in range(0, 96, 4)), (
-        "a quarter of every stretch"
+        "a quarter of every run of windows"
     )
     assert sorted(from_other[:7]) == list(range(600, 635, 5)), (
         "an epoch of it visits each of its windows once"

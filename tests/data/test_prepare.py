@@ -1,6 +1,4 @@
-"""Preparing: every byte of every document is in the shards, the manifest is true, and other data is
-refused.
-"""
+"""Preparing: the shards hold every byte of every document, and the manifest is true."""
 
 import hashlib
 import json
@@ -30,7 +28,7 @@ from tests.conftest import process_options
 from tests.data import corpora
 
 
-def test_shards_hold_every_document_behind_a_document_start(texts, tmp_path):
+def test_shards_hold_every_document_after_a_start_token(texts, tmp_path):
     out = tmp_path / "data"
     manifest = prepare(str(texts), out, "bytes", 0.25, shard_tokens=5000)
     training, validation = split(documents(str(texts)), 0.25)
@@ -82,12 +80,12 @@ def test_records_fill_shards_in_order_the_first_for_validation(parquet, tmp_path
     folder, found = parquet
     manifest = prepare(str(folder), tmp_path / "out", "bytes", 0.01, **SMALL)
     assert corpora.all_tokens(tmp_path / "out") == corpora.byte_tokens(found)
-    names = [s["file"] for part in ("val", "train") for s in manifest[part]["shards"]]
+    names = [s["file"] for split in ("val", "train") for s in manifest[split]["shards"]]
     assert (
         names == ["val_000000.bin", *(f"train_{i:06d}.bin" for i in range(1, len(names)))]
         and len(names) > 5
     )
-    counts = [s["tokens"] for part in ("val", "train") for s in manifest[part]["shards"]]
+    counts = [s["tokens"] for split in ("val", "train") for s in manifest[split]["shards"]]
     assert set(counts[:-1]) == {10_000} and 0 < counts[-1] <= 10_000
     of = lambda key: manifest["val"][key] + manifest["train"][key]
     assert (of("documents"), of("bytes")) == (len(found), sum(len(t.encode()) for t in found))
@@ -96,8 +94,8 @@ def test_records_fill_shards_in_order_the_first_for_validation(parquet, tmp_path
     # the document that the shard's end cuts counts by its share of tokens, here all but one of them
     # bytes
     assert abs(manifest["val"]["bytes"] - (10_000 - starts)) <= 1
-    for part in ("val", "train"):
-        for shard in manifest[part]["shards"]:
+    for split_name in ("val", "train"):
+        for shard in manifest[split_name]["shards"]:
             assert (
                 hashlib.sha256((tmp_path / "out" / shard["file"]).read_bytes()).hexdigest()
                 == shard["sha256"]
@@ -155,7 +153,7 @@ def test_a_vocabulary_over_65535_is_version_2(tmp_path, monkeypatch):
     assert manifest["vocab_size"] == 70_000
 
 
-def test_interrupted_between_any_two_steps_it_goes_on(parquet, tmp_path, monkeypatch):
+def test_after_an_interruption_between_any_two_steps_it_continues(parquet, tmp_path, monkeypatch):
     folder, _ = parquet
     prepare(str(folder), tmp_path / "whole", "bytes", 0.01, **SMALL)
 
@@ -192,7 +190,7 @@ def test_interrupted_between_any_two_steps_it_goes_on(parquet, tmp_path, monkeyp
     assert corpora.content(tmp_path / "out") == corpora.content(tmp_path / "whole")
 
 
-def test_an_interrupted_preparation_goes_on_only_with_the_same_source_and_settings(
+def test_an_interrupted_preparation_continues_only_with_the_same_source_and_settings(
     parquet, tmp_path
 ):
     _, found = parquet
@@ -222,7 +220,7 @@ def test_a_finished_preparation_is_left_alone(parquet, tmp_path):
         prepare(str(folder), tmp_path / "out", "bytes", 0.01)
 
 
-def test_two_preparations_of_one_folder_do_not_meet(parquet, tmp_path):
+def test_two_preparations_of_one_folder_exclude_each_other(parquet, tmp_path):
     folder, _ = parquet
     work = tmp_path / "out.partial"
     work.mkdir()
@@ -325,7 +323,7 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(larger, tmp_pat
     os.kill(descendants(process.pid)[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in error
-    assert "a worker process was killed (was memory short?): the same command goes on" in error
+    assert "a worker process was killed (did memory run out?): give the same command again" in error
     process = subprocess.Popen(
         command(source, tmp_path / "out"), **process_options(), stdout=subprocess.DEVNULL
     )

@@ -61,7 +61,7 @@ def test_jsonl(tmp_path, corpus, suffix):
         assert read(plan_of(tmp_path, unit_bytes=unit_bytes)) == corpus
 
 
-def test_lines_of_jsonl_belong_to_the_stretch_they_begin_in(tmp_path):
+def test_lines_of_jsonl_belong_to_the_range_that_they_begin_in(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         b'{"text": "a"}\n\n{"text": "b"}\r\n{"text": "\\ud83d\\ude42 \\ud83d"}'
     )
