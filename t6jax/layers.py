@@ -7,8 +7,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float
 
+from t6jax.ops.names import GATED
 from t6jax.ops.swiglu import swiglu
 from t6jax.parallel.placement import psum_over
 
@@ -68,4 +70,5 @@ class SwiGLU(nnx.Module):
         if worth_copying_weights(x):
             # not joined: their gradients would have to be
             w_1, w_2, w_3 = pad_columns(w_1), pad_columns(w_2), pad_columns(w_3.T).T
-        return psum_over(self.w_3, "mlp", swiglu(x @ w_1, x @ w_2) @ w_3)
+        gated = checkpoint_name(swiglu(x @ w_1, x @ w_2), GATED)
+        return psum_over(self.w_3, "mlp", gated @ w_3)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
 from t6jax.layers import SwiGLU, parameter, uniform
-from t6jax.ops.attention import Segments, keep_attention
+from t6jax.ops.attention import Segments
 from t6jax.ops.cross_entropy import (
     VocabShard,
     cross_entropy,
@@ -22,8 +22,10 @@ from t6jax.ops.documents import model_arguments
 from t6jax.ops.precision import accumulator
 from t6jax.ops.residual import add_norm, rms_norm
 from t6jax.ops.rope import RoPE
-from t6jax.parallel import gather, placement, remat, sequence
-from t6jax.parallel.prefetch import Transport, run_prefetched
+from t6jax.parallel.blocks import run_blocks
+from t6jax.parallel.gather import embedding_lookup, gathered
+from t6jax.parallel.placement import mesh_axis
+from t6jax.parallel.sequence import local_tokens
 
 # tokens whose logits make a matrix product of full speed, and are kept at a time
 LOGIT_TOKENS = 8192
@@ -63,16 +65,6 @@ class Block(nnx.Module):
         update, cache = self.attention.extend(rms_norm(x), cache, lengths)
         x = x + update
         return x + self.mlp(rms_norm(x)), cache
-
-
-REMAT_POLICIES = {
-    "dots": remat.keep_sums(
-        jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
-        )
-    ),
-    "full": None,
-}
 
 
 class T6(nnx.Module):
@@ -119,7 +111,7 @@ class T6(nnx.Module):
         normed, _ = self._forward(tokens, positions, segment_ids, unroll=self.config.unroll)
         return mean_cross_entropy(
             normed,
-            gather.gathered(self.embedding),
+            gathered(self.embedding),
             targets,
             _num_pieces(*tokens.shape),
             self._vocab_shard(),
@@ -204,7 +196,7 @@ class T6(nnx.Module):
         if isinstance(self.blocks, nnx.List):
             return list(self.blocks)
         graph, state = nnx.split(self.blocks)
-        return [nnx.merge(graph, _layer(state, i)) for i in range(self.config.num_layers)]
+        return [nnx.merge(graph, layer) for layer in _per_layer(state, self.config.num_layers)]
 
     def _forward(
         self,
@@ -229,51 +221,35 @@ class T6(nnx.Module):
             return add_norm(x, update)[1], entries
 
         graph, state = nnx.split(self.blocks)
-        layer = gather.LayerGather(jax.eval_shape(lambda: _layer(state, 0)), self.config.dtype)
 
-        def block(params, carry):
+        def block(params: nnx.State, carry: tuple[Array, Array]) -> tuple[tuple, Any]:
             *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
             return tuple(carry), entry
 
-        def with_policy(run, *, prevent_cse):
-            if (
-                self.config.remat == "none"
-                and not layer.is_gathered
-                and sequence.sequence_shards() == 1
-            ):
-                return run
-            keep_all = remat.keep_activations(*tokens.shape)
-            policy = keep_all if self.config.remat == "none" else REMAT_POLICIES[self.config.remat]
-            return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
-
-        if layer.is_gathered and unroll:
-            run = with_policy(
-                lambda params, carry: block(layer.unpack(params), carry)[0], prevent_cse=True
-            )
-            return add_norm(
-                *run_prefetched(run, Transport(layer.pack, layer.gather), state, (x, update))
-            )[1], []
-        # inside a loop XLA cannot merge the recomputation with the forward pass, so no barrier
-        # against it is needed
-        run = with_policy(
-            lambda carry, params: block(layer.gathered(params), carry), prevent_cse=unroll
+        carry, entries = run_blocks(
+            block,
+            state,
+            (x, update),
+            dtype=self.config.dtype,
+            remat=self.config.remat,
+            unroll=unroll,
         )
-        carry, stacked = jax.lax.scan(run, (x, update), state, unroll=unroll)
-        return add_norm(*carry)[1], [_layer(stacked, i) for i in range(self.config.num_layers)]
+        entries = [] if entries is None else _per_layer(entries, self.config.num_layers)
+        return add_norm(*carry)[1], entries
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
-        return gather.embedding_lookup(self.embedding, tokens, self.config.dtype)
+        return embedding_lookup(self.embedding, tokens, self.config.dtype)
 
     def _head(self, normed: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
         """Logits; of this device's shard of the vocabulary, where devices split it."""
-        table = gather.gathered(self.embedding, self.config.dtype)
+        table = gathered(self.embedding, self.config.dtype)
         return jnp.einsum(
             "btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype)
         )
 
     def _vocab_shard(self) -> VocabShard | None:
         """Which shard of the vocabulary this device has."""
-        axis = placement.mesh_axis(self.embedding, "vocab")
+        axis = mesh_axis(self.embedding, "vocab")
         return axis and VocabShard(axis, self.config.vocab_size)
 
 
@@ -284,8 +260,9 @@ def _num_pieces(batch: int, tokens: int) -> int:
     return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / LOGIT_TOKENS)))))
 
 
-def _layer(stacked: Any, i: int) -> Any:
-    return jax.tree.map(lambda x: x[i], stacked)
+def _per_layer(stacked: Any, num_layers: int) -> list[Any]:
+    """A pytree for each layer, of one whose arrays have a leading axis of layers."""
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(num_layers)]
 
 
 def model_inputs(
@@ -304,7 +281,7 @@ def model_inputs(
     tokens, targets = windows[:, :-1], windows[:, 1:]
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     arguments = {"positions": positions} | model_arguments(tokens, document_start)
-    return sequence.local_tokens((tokens, targets, arguments))
+    return local_tokens((tokens, targets, arguments))
 
 
 def abstract(config: ModelConfig) -> T6:

@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Protocol, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
 from t6jax.layers import parameter, uniform
 from t6jax.ops.attention import Segments
+from t6jax.ops.names import ATTENTION_OUTPUT
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.rope import RoPE
 from t6jax.ops.token_cache import TokenCache
@@ -200,9 +202,8 @@ class Attention(nnx.Module):
         """
         if self.config.head_norm:
             heads = rms_norm(heads, HEAD_NORM_EPSILON, self.head_norm[...])
-        return placement.psum_over(
-            self.w_o, "heads", jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o))
-        )
+        product = jnp.einsum("bthe,hed->btd", heads, self.weight(self.w_o))
+        return checkpoint_name(placement.psum_over(self.w_o, "heads", product), ATTENTION_OUTPUT)
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.decode.dense import decode_dense
-from t6jax.ops.names import PROJECTION
+from t6jax.ops.names import KEY_VALUE_PROJECTION, PROJECTION
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.token_cache import TokenCache
 
@@ -50,7 +50,8 @@ class MLA(Attention):
         )
         c_q = rms_norm(c_q, LATENT_EPSILON, self.q_norm[...])
         q_c, q_r = (
-            jnp.einsum("btc,che->bthe", c_q, self.weight(w)) for w in (self.w_uq, self.w_qr)
+            checkpoint_name(jnp.einsum("btc,che->bthe", c_q, self.weight(w)), PROJECTION)
+            for w in (self.w_uq, self.w_qr)
         )
         c_kv = rms_norm(c_kv, LATENT_EPSILON, self.kv_norm[...])
         k_r = self.rope(k_r, positions)
@@ -66,7 +67,10 @@ class MLA(Attention):
         segment_ids: Int[Array, "B S"] | Segments | None,
     ) -> Float[Array, "B T H D"]:
         c_kv, k_r = jnp.split(entry, [self.config.kv_rank], axis=-1)
-        k_c, v = (jnp.einsum("btc,che->bthe", c_kv, self.weight(w)) for w in (self.w_uk, self.w_uv))
+        k_c, v = (
+            checkpoint_name(jnp.einsum("btc,che->bthe", c_kv, self.weight(w)), KEY_VALUE_PROJECTION)
+            for w in (self.w_uk, self.w_uv)
+        )
         k_r = jnp.broadcast_to(k_r[:, :, None], (*k_c.shape[:-1], k_r.shape[-1]))
         return causal_attention(
             query, jnp.concatenate([k_c, k_r], axis=-1), v, segment_ids=segment_ids

@@ -1,38 +1,69 @@
-"""Rematerialisation policies: what of the forward pass is kept for the backward pass."""
+"""Rematerialisation: which activations of a block the backward pass keeps, by their names.
 
+Activations carry names where they are made (t6jax.ops.names). A block keeps those that the config's
+`remat` lists here and makes the others again. Gathered parameters have no name: they are gathered
+again, so that a device never holds those of all layers.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from t6jax.ops import names
+from t6jax.ops.attention import keep_attention
 from t6jax.parallel.sequence import sequence_shards
 
+# model.remat -> the names of what is kept
+KEPT: dict[str, tuple[str, ...]] = {
+    # whatever a gradient reads, except a few elementwise results that cost less than their memory
+    "none": (
+        *(names.RESIDUAL, names.NORMED, names.PROJECTION, names.GATHERED_SEQUENCE),
+        *(names.QUERY, names.KEY, names.VALUE, names.SCORES, names.ATTENTION),
+        *(names.ATTENTION_OUTPUT, names.GATE, names.UP, names.GATED),
+    ),
+    # products with weights, and attention's output
+    "dots": (
+        *(names.PROJECTION, names.KEY_VALUE_PROJECTION, names.ATTENTION),
+        *(names.ATTENTION_OUTPUT, names.GATE, names.UP),
+    ),
+    # the block's input alone
+    "full": (),
+}
+# Where devices split the sequence, these are of all of it and would not shrink with the number of
+# devices: they are made again from what the devices sent of their tokens.
+WHOLE_SEQUENCE = (names.KEY, names.VALUE, names.KEY_VALUE_PROJECTION)
 
-def keep_sums(policy: Any) -> Any:
-    """A rematerialisation policy that keeps sums over devices besides, in place of what each device
-    had added.
+
+def policy(remat: str) -> Callable[..., Any] | None:
+    """The policy of jax.checkpoint for a value of model.remat.
+
+    Args:
+        remat: "none", "dots" or "full".
+
+    Returns:
+        What jax.checkpoint takes as its policy; None keeps nothing but the inputs.
     """
-    return lambda primitive, *operands, **settings: (
-        primitive.name == "psum" or policy(primitive, *operands, **settings)
-    )
+    kept = KEPT[remat]
+    if not kept:
+        return None
+    if sequence_shards() > 1:
+        kept = tuple(name for name in kept if name not in WHOLE_SEQUENCE)
+    by_name = jax.checkpoint_policies.save_only_these_names(*kept)
+    return jax.checkpoint_policies.save_from_both_policies(by_name, keep_attention)
 
 
-def keep_activations(rows: int, tokens: int) -> Any:
-    """A rematerialisation policy: all that comes of this device's tokens is kept; gathered
-    parameters are gathered again.
+def checkpointed(f: Callable, remat: str, *, gathers: bool, in_loop: bool) -> Callable:
+    """f under jax.checkpoint with the policy of `remat`.
 
-    So what other devices send of a sequence is kept, and what this one makes of all of it is made
-    again: keys and values of the whole sequence do not shrink with the number of devices. Known by
-    shape, B and T among an operand's axes or B T first: what is taken for a parameter by mistake is
-    recomputed, and a parameter that has these sizes by chance is kept.
+    Args:
+        f: a block, a function of its parameters and its input.
+        remat: "none", "dots" or "full".
+        gathers: whether f gathers parameters. If it does not, and devices do not split the
+            sequence, "none" leaves f as it is.
+        in_loop: whether f is the body of a loop. XLA cannot merge the recomputation with the
+            forward pass there, and no barrier against it is needed.
     """
-    lengths = {tokens} | ({tokens // 2} if sequence_shards() > 1 else set())
-
-    def of_tokens(x: Any) -> bool:
-        shape = getattr(x, "shape", ())
-        rest = set(shape[1:])
-        return bool(shape) and (
-            (shape[0] == rows and bool(rest & lengths)) or shape[0] == rows * tokens
-        )
-
-    def policy(primitive: Any, *operands: Any, **_: Any) -> bool:
-        return any(of_tokens(x) for x in operands)
-
-    return policy
+    if remat == "none" and not gathers and sequence_shards() == 1:
+        return f
+    return jax.checkpoint(f, policy=policy(remat), prevent_cse=not in_loop)

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
+from t6jax.ops.names import GATHERED_SEQUENCE
 from t6jax.parallel.mesh import axis_size
 
 
@@ -51,6 +53,6 @@ def gather_sequence(own: Any) -> Any:
         x = jax.lax.all_gather(x, "sequence", axis=1)  # [B, s, 2 chunks, ...]
         x = x.reshape(x.shape[0], parts, 2, -1, *x.shape[3:])
         x = jnp.concatenate([x[:, :, 0], jnp.flip(x[:, :, 1], axis=1)], axis=1)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
+        return checkpoint_name(x.reshape(x.shape[0], -1, *x.shape[3:]), GATHERED_SEQUENCE)
 
     return jax.tree.map(whole, own)

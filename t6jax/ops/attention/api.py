@@ -270,9 +270,8 @@ def _plain(
         tokens * keys * heads // groups * accumulator(query.dtype).itemsize
     )  # of a group's scores
     if batch * groups * size <= KEPT_SCORES or _spread(query):
-        return _scored(grouped, key, value, mask, scale, causal).reshape(
-            batch, tokens, heads, value_dim
-        )
+        out = _scored(grouped, key, value, mask, scale, causal)
+        return checkpoint_name(out.reshape(batch, tokens, heads, value_dim), names.ATTENTION)
 
     @jax.checkpoint
     def of_a_group(arrays: tuple[Array, ...]) -> Float[Array, "T h E"]:
@@ -299,6 +298,7 @@ def _scored(
 ) -> Float[Array, "B T G h E"]:
     wide = accumulator(grouped.dtype)
     logits = jnp.einsum("btgqd,bsgd->bgqts", grouped, key, preferred_element_type=wide) * scale
+    logits = checkpoint_name(logits, names.SCORES)
     seen = jnp.tril(jnp.ones((grouped.shape[1], key.shape[1]), bool)) if causal else True
     if mask is not None:
         seen = seen & mask[:, :, None]

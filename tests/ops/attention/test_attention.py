@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t6jax.model import REMAT_POLICIES
 from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.attention import api as causal_attention_module
-from t6jax.parallel import sequence
+from t6jax.parallel import remat, sequence
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -229,6 +228,6 @@ def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
             ("full", 3),
         ):  # two results, of which one is not wanted where they come again
             text = str(
-                jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=REMAT_POLICIES[policy])))(2.0, x)
+                jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=remat.policy(policy))))(2.0, x)
             )
             assert text.count("erf_inv") == times, (kernels, policy)
