@@ -29,16 +29,18 @@ COPIES = 4  # of the text, to have enough
 TRAINING = """
 import json, sys
 from configs import common, quickstart
+from t6jax.config import RunConfig
 from t6jax.training.loop import train
 import jax
 config = common.get_config() if jax.default_backend() == "gpu" else quickstart.get_config()
 config.update(steps=200)
 if jax.default_backend() == "gpu":
     config.batch_size = 32
+    config.optimizer.decay_steps = 100_000
     config.data.update(path=sys.argv[1], tokenizer=sys.argv[3])
 config.validation.every_steps = config.checkpoint.every_steps = 10**6
 config.log.update(every_steps=10, tensorboard=False)
-train(config.to_dict(), sys.argv[2])
+train(RunConfig.from_dict(config.to_dict()), sys.argv[2])
 """
 
 

@@ -17,11 +17,11 @@ import jax
 
 from benchmarks.record import ROOT
 from benchmarks.tables import markdown, with_tables
-from t6jax.config import ModelConfig
+from t6jax.config import MeshConfig, RunConfig
 from t6jax.parallel.collectives import equations, written
 from t6jax.parallel.mesh import MESH_AXES, make_mesh
+from t6jax.training.aot import GPUS_PER_NODE
 from t6jax.training.metrics import flops_per_token
-from t6jax.training.plan import NODE
 from t6jax.training.step import Trainer
 
 PAGE = ROOT / "docs" / "scaling.md"
@@ -82,7 +82,7 @@ class Costs:
         return self.node / NVLINK + self.network / NETWORK
 
 
-def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Costs | None:
+def costs(config: RunConfig, sizes: Mapping[str, int], rows: int) -> Costs | None:
     """The costs of a config on a mesh.
 
     Args:
@@ -92,7 +92,6 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
     Returns:
         The costs, or None where the batch has fewer rows than devices to split it.
     """
-    model = ModelConfig.from_dict(config["model"])
     split = sizes.get("data", 1) * sizes.get("fsdp", 1)
     batch = _batch(config)
     # tensor and sequence leave room for as many more rows as they divide activations by
@@ -101,15 +100,16 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
         return None
     micro_batches = batch // split // rows
     mesh_sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
-    config = dict(config) | {
-        "batch_size": batch,
-        "accumulation_steps": micro_batches,
-        "mesh": mesh_sizes,
-    }
     # as a loop, whose scan says what is kept; unrolled, the last layer is gathered once, not twice
-    config["model"] = dict(config["model"]) | {"remat": "dots", "unroll": False}
-    model = ModelConfig.from_dict(config["model"])
-    trainer = Trainer(config, model, make_mesh(mesh_sizes, plan=True))
+    model = dataclasses.replace(config.model, remat="dots", unroll=False)
+    config = dataclasses.replace(
+        config,
+        batch_size=batch,
+        accumulation_steps=micro_batches,
+        mesh=MeshConfig(**mesh_sizes),
+        model=model,
+    )
+    trainer = Trainer(config, make_mesh(mesh_sizes, plan=True))
     windows = jax.ShapeDtypeStruct(
         (batch, model.context_length + 1), "int32", sharding=trainer.batch_sharding
     )
@@ -120,7 +120,9 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
         leaving = sent(kind, size, n)
         # neighbours on the last axes share a node; what spans nodes goes at the network's rate
         span = n * math.prod(mesh_sizes[a] for a in MESH_AXES[MESH_AXES.index(axes[-1]) + 1 :])
-        node, network = (node + leaving, network) if span <= NODE else (node, network + leaving)
+        node, network = (
+            (node + leaving, network) if span <= GPUS_PER_NODE else (node, network + leaving)
+        )
     state, shardings = trainer.abstract_state, trainer.shardings
     tokens = batch * model.context_length
     devices = math.prod(mesh_sizes.values())
@@ -139,9 +141,9 @@ def costs(config: Mapping[str, Any], sizes: Mapping[str, int], rows: int) -> Cos
     )
 
 
-def _batch(config: Mapping[str, Any]) -> int:
+def _batch(config: RunConfig) -> int:
     """Rows of a step: a power of two, to compare layouts; the paper's 480 as 512."""
-    return 2 ** math.ceil(math.log2(config["batch_size"]))
+    return 2 ** math.ceil(math.log2(config.batch_size))
 
 
 def _stored(tree: Any, shardings: Any) -> int:
@@ -194,7 +196,7 @@ HEADER = (
 def table(name: str) -> str:
     """A config's layouts, in Markdown."""
     config = load(name)
-    model = ModelConfig.from_dict(config["model"])
+    model = config.model
     above = (
         f"**{name}**, {model.parameter_count / 1e9:.3g} B parameters, {_batch(config)} x "
         f"{model.context_length} tokens a step"
@@ -222,9 +224,10 @@ def cells(name: str, devices: int, sizes: Mapping[str, int]) -> list[str]:
     ]
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str) -> RunConfig:
     """A config by its file's name."""
-    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+    config = importlib.import_module(f"configs.{name}").get_config()
+    return RunConfig.from_dict(config.to_dict())
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from benchmarks.record import Record, parser, provenance, write
 from benchmarks.scaling_tables import progress
 from benchmarks.train import breakdown
 from configs import medium_tpa
-from t6jax.config import ModelConfig
+from t6jax.config import RunConfig
 from t6jax.parallel.collectives import collectives, totals
 from t6jax.parallel.mesh import MESH_AXES
 from t6jax.training.metrics import flops_per_token
@@ -51,7 +51,7 @@ LAYOUTS = {
 WARM_UP = 3  # steps that are not timed
 
 
-def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
+def settings(layout: str, rows: int, steps: int, tiny: bool) -> RunConfig:
     """The config of a layout."""
     config = medium_tpa.get_config()
     config.batch_size = rows
@@ -65,7 +65,7 @@ def settings(layout: str, rows: int, steps: int, tiny: bool) -> dict:
     # the same rows on both
     config.accumulation_steps = {"data 2": 1, "fsdp 2": 1, "one, other order": 4}.get(layout, 2)
     config.mesh.update({axis: LAYOUTS[layout].get(axis, 1) for axis in MESH_AXES})
-    return config.to_dict()
+    return RunConfig.from_dict(config.to_dict())
 
 
 def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndarray]:
@@ -84,12 +84,10 @@ def batches(rows: int, length: int, vocabulary: int, steps: int) -> list[np.ndar
 def measure(layout: str, rows: int, steps: int, tiny: bool) -> Record:
     """Trains over a layout: tokens a second, time and bytes of collectives, losses."""
     config = settings(layout, rows, steps, tiny)
-    model = ModelConfig.from_dict(config["model"])
-    sizes = [config["mesh"][axis] for axis in MESH_AXES]
+    model = config.model
+    sizes = [getattr(config.mesh, axis) for axis in MESH_AXES]
     devices = int(np.prod(sizes))
-    trainer = Trainer(
-        config, model, Mesh(np.array(jax.devices()[:devices]).reshape(sizes), MESH_AXES)
-    )
+    trainer = Trainer(config, Mesh(np.array(jax.devices()[:devices]).reshape(sizes), MESH_AXES))
     state = trainer.create(jax.random.key(0))
     windows = [
         jax.device_put(x, trainer.batch_sharding)
@@ -117,7 +115,7 @@ def measure(layout: str, rows: int, steps: int, tiny: bool) -> Record:
     return {
         "layout": layout,
         "devices": devices,
-        "accumulation_steps": config["accumulation_steps"],
+        "accumulation_steps": config.accumulation_steps,
         "tokens_per_second": rate,
         "tflops_per_second_a_device": rate
         * flops_per_token(model, model.context_length)

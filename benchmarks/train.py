@@ -30,7 +30,6 @@ from benchmarks.device_time import device_seconds, intervals, normal
 from benchmarks.record import Record, parser, provenance, write
 from benchmarks.train_cases import CASES, TORCH, config_of
 from benchmarks.train_tables import MFU, draw, kinds, speed
-from t6jax.config import ModelConfig
 from t6jax.parallel.mesh import make_mesh
 from t6jax.training.metrics import flops_per_token
 from t6jax.training.step import Trainer
@@ -62,8 +61,8 @@ def measure(name: str, overrides: dict[str, Any], windows: int = 5, steps: int =
     overrides = dict(overrides)
     rows = overrides.pop("batch_size", rows)
     config = config_of(paper, rows, keys | overrides)
-    model = ModelConfig.from_dict(config["model"])
-    trainer = Trainer(config, model, make_mesh(config["mesh"]))
+    model = config.model
+    trainer = Trainer(config, make_mesh(config.mesh.to_dict()))
     state = trainer.create(jax.random.key(0))
     shape = (rows, model.context_length + 1)
     batches = [jax.random.randint(jax.random.key(i), shape, 0, model.vocab_size) for i in range(4)]

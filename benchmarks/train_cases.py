@@ -3,6 +3,7 @@
 from typing import Any
 
 from configs import common
+from t6jax.config import RunConfig
 
 CONTEXT = 1024  # tokens a row, in all of them
 XL = {"size": "xl", "mechanism": "tpa", "num_heads": 78, "rank_q": 6, "rank_k": 2, "rank_v": 2}
@@ -24,12 +25,12 @@ TORCH = {
 }
 
 
-def config_of(paper: dict[str, Any], rows: int, model: dict[str, Any]) -> dict[str, Any]:
+def config_of(paper: dict[str, Any], rows: int, model: dict[str, Any]) -> RunConfig:
     """The config of a case, one micro-batch of `rows` rows a step."""
     config = common.paper(**paper)
     config.batch_size, config.accumulation_steps = rows, 1
     config.model.update(model)
-    return config.to_dict()
+    return RunConfig.from_dict(config.to_dict())
 
 
 def label(name: str) -> str:

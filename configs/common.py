@@ -1,17 +1,17 @@
-"""What all experiments share: the keys there are, and section J.1's values. Every other config
-starts from this one.
+"""What all experiments share: section J.1's values, which are the defaults of t6jax.config. Every
+other config starts from this one.
 """
 
-import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from t6jax.attention import MECHANISMS
+from t6jax.config import RunConfig
+from t6jax.config.model import attention_from_dict, attention_to_dict
 
-# Table 9, whose devices times micro-batch times accumulation_steps are always 480 sequences; XL in
-# twice as many parts, which fit one GPU. Learning rates by section J.1, medium's by the published
-# configs: for it J.1 prints 3e-4 down to 6e-5, which section J.3 calls the ablation.
+# Table 9, where devices x micro-batch x accumulation_steps is always 480 sequences. XL takes twice
+# as many micro-batches, so that it fits one GPU. Learning rates are section J.1's, medium's those
+# of the published configs: J.1 prints 3e-4 to 6e-5 for it, which section J.3 calls the ablation.
 SIZES = {
     "small": {
         "layers": 12,
@@ -46,14 +46,8 @@ SIZES = {
 
 def attention(name: str, *, num_heads: int, head_dim: int = 64, **settings: Any) -> ConfigDict:
     """A mechanism's name and all its keys: the settings given, its defaults for the others."""
-    defaults = {
-        f.name: f.default
-        for f in dataclasses.fields(MECHANISMS[name])
-        if f.default is not dataclasses.MISSING
-    }
-    return ConfigDict(
-        {"name": name, "num_heads": num_heads, "head_dim": head_dim} | defaults | settings
-    )
+    given = {"name": name, "num_heads": num_heads, "head_dim": head_dim} | settings
+    return ConfigDict(attention_to_dict(attention_from_dict(given)))
 
 
 def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
@@ -73,82 +67,14 @@ def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict(
-        {
-            "seed": 0,  # of the weights and of the order of the data
-            "steps": 100_000,
-            "batch_size": 480,  # sequences a step
-            "accumulation_steps": 1,  # micro-batches that a step is taken in
-            # steps in a row whose loss or gradient is not finite; such steps are not applied
-            "stop_after_not_finite": 10,
-            # first and last step to trace, as "20:24", into the run's directory, for XProf or
-            # TensorBoard
-            "profile": "",
-            # t6jax.ModelConfig's keys; attention: the mechanism's name and its own keys
-            "model": {
-                "vocab_size": 50304,  # GPT-2's 50257, padded
-                "num_layers": 12,
-                "d_model": 768,
-                "context_length": 1024,
-                "attention": attention("tpa", num_heads=34, rank_q=6, rank_k=2, rank_v=2),
-                "mlp_width": 0,  # 0: floor(8/3 d_model)
-                "dtype": "bfloat16",
-                "param_dtype": "float32",
-                "rope_base": 10000.0,
-                "rope_table_dtype": "float32",
-                "remat": "none",  # none, dots, full
-                # training compiles block after block in place of a loop: faster steps, longer
-                # compilation
-                "unroll": False,
-            },
-            "data": {
-                "path": "data/fineweb-edu-100bt",  # a folder of token shards
-                # with an empty path: text to prepare in the work directory, a file, a folder, or
-                # "python"
-                "source": "",
-                # several of them: a name -> {"path" or "source": as above, "weight": its share of
-                # the windows}, in place of both
-                "mixture": {},
-                # gpt2, bytes, or the path of a .tiktoken file or a tokenizer.json
-                "tokenizer": "gpt2",
-                "validation_fraction": 0.01,  # of a source's bytes, by file
-                # windows drawn anywhere and independently, as in the published code
-                "with_replacement": False,
-                # attention stops at the borders of documents, and positions restart there
-                "document_masking": False,
-                "num_workers": 0,  # processes that read ahead; 0: threads
-            },
-            "optimizer": {
-                "learning_rate": 6e-4,
-                "min_learning_rate": 3e-5,
-                "warmup_steps": 2000,
-                "decay_steps": 100_000,
-                "beta_1": 0.9,
-                "beta_2": 0.95,
-                "epsilon": 1e-8,
-                "weight_decay": 0.1,
-                "clip_norm": 1.0,
-            },
-            # Devices along each axis; one may be -1, for all that are left. data: rows of the
-            # batch. fsdp: rows, and what is stored of the parameters. tensor: heads, the SwiGLU's
-            # width, the vocabulary. sequence: tokens of each sequence.
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
-            # The mesh axes that each named axis of the parameters is split over: "", one, or
-            # several as "fsdp,sequence". Over tensor, vocab, mlp, heads and kv_heads are split
-            # while the model runs too; all else is gathered a layer at a time.
-            "sharding": {
-                "d_model": "fsdp",
-                "vocab": "tensor",
-                "mlp": "tensor",
-                "heads": "tensor",
-                "kv_heads": "tensor",
-                "head_dim": "",
-                "rank": "",
-                "latent": "",
-            },
-            "checkpoint": {"every_steps": 1000, "keep": 3},
-            "validation": {"every_steps": 1000, "batches": 100, "batch_size": 48},
-            "log": {"every_steps": 10, "tensorboard": True},
-        }
-    )
-    return config.lock()
+    """Every key with its default, T6 small's model among them. `python train.py --help` lists what
+    the keys mean; the dataclasses of t6jax.config define them.
+    """
+    model = {
+        "vocab_size": 50304,  # GPT-2's 50257, padded
+        "num_layers": 12,
+        "d_model": 768,
+        "context_length": 1024,
+        "attention": attention("tpa", num_heads=34, rank_q=6, rank_k=2, rank_v=2).to_dict(),
+    }
+    return ConfigDict(RunConfig.from_dict({"model": model}).to_dict()).lock()

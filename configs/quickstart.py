@@ -12,9 +12,7 @@ def get_config():
     )
     config.model.attention.update(num_heads=8, head_dim=32, rank_q=6, rank_k=2, rank_v=2)
     config.data.update(path="", source="python", tokenizer="bytes", validation_fraction=0.01)
-    config.optimizer.update(
-        learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=50, decay_steps=500
-    )
+    config.optimizer.update(learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=50)
     config.checkpoint.update(every_steps=250, keep=2)
     config.validation.update(every_steps=250, batches=32, batch_size=64)
     config.log.every_steps = 20

@@ -11,8 +11,9 @@ import sys
 
 import t6jax
 from configs import quickstart
+from t6jax.config import RunConfig
 from t6jax.data.corpus import run_tokenizer
-from t6jax.runs import read_config
+from t6jax.runs import read_data_config
 from t6jax.training.loop import train
 
 
@@ -21,11 +22,11 @@ def main(source: str, workdir: pathlib.Path, steps: int = 500, prompt: str = "Th
     config = quickstart.get_config()
     config.data.source = source
     config.steps = steps
-    config.optimizer.update(warmup_steps=steps // 10, decay_steps=steps)
-    train(config.to_dict(), workdir)  # resumes if workdir holds a run
+    config.optimizer.warmup_steps = steps // 10
+    train(RunConfig.from_dict(config.to_dict()), workdir)  # resumes if workdir holds a run
 
     model, _ = t6jax.load(workdir)
-    tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
+    tokenizer = run_tokenizer(workdir, read_data_config(workdir))
     tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode()).tolist()]
     (new,) = t6jax.generate(
         model,

@@ -15,7 +15,7 @@ _HOMES = {
     "decode": "ops.decode",
     "TPACache": "ops.tpa_cache",
     "TPAQuery": "ops.tpa_cache",
-    "load": "runs",
+    "load": "loading",
 }
 __all__ = sorted(_HOMES)
 

@@ -1,5 +1,5 @@
 """A run's directory: config.json, data/ (shards prepared for it), checkpoints/<step>/,
-metrics.jsonl, tensorboard/.
+metrics.jsonl, tensorboard/. Nothing here imports JAX: paths are checked before that.
 """
 
 import json
@@ -8,14 +8,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from flax import nnx
-
-from t6jax.config import ModelConfig
+from t6jax.config import DataConfig, ModelConfig
 from t6jax.errors import InputError
+from t6jax.fields import Section
 from t6jax.files import write_atomically
-from t6jax.model import T6, abstract
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -30,8 +26,10 @@ def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run. Raises InputError where the directory or its config is missing or
-    broken.
+    """config.json of a run, as it is: keys that came later are not in it.
+
+    Raises:
+        InputError: the directory or its config is missing or broken.
     """
     path = workdir / CONFIG
     if not workdir.is_dir():
@@ -45,6 +43,24 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as e:
         raise InputError(f"{path} is not valid JSON: {e}") from e
+
+
+def read_model_config(workdir: pathlib.Path) -> ModelConfig:
+    """The model of a run. Raises InputError if its config is missing, broken or refused."""
+    return _read_section(workdir, ModelConfig)
+
+
+def read_data_config(workdir: pathlib.Path) -> DataConfig:
+    """The data of a run. Raises InputError if its config is missing, broken or refused."""
+    return _read_section(workdir, DataConfig)
+
+
+def _read_section[S: Section](workdir: pathlib.Path, section: type[S]) -> S:
+    config = read_config(workdir)
+    try:
+        return section.from_dict(config.get(section.section))
+    except InputError as e:
+        raise InputError(f"{workdir / CONFIG}: {e}") from e
 
 
 def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
@@ -104,31 +120,3 @@ def restore_newest[T](
                 f"checkpoint {path} cannot be read and is passed over ({reason})", stacklevel=2
             )
     raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")
-
-
-def load(ckpt_dir: str | pathlib.Path) -> tuple[T6, ModelConfig]:
-    """The model and its config from a run's directory (its newest readable checkpoint) or one
-    step's.
-
-    Raises InputError where there is none.
-    """
-    model, _ = load_step(ckpt_dir)
-    return model, model.config
-
-
-def load_step(ckpt_dir: str | pathlib.Path) -> tuple[T6, int]:
-    """As `load`: the model, and the step whose checkpoint it is from."""
-    workdir, steps = locate(ckpt_dir)
-    config = ModelConfig.from_dict(read_config(workdir)["model"])
-    graph, state = nnx.split(abstract(config))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
-    target = jax.tree.map(place, nnx.to_pure_dict(state))
-
-    def restore(step: int) -> dict:
-        path = (workdir / CHECKPOINTS / str(step) / PARAMETERS).absolute()
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, target)
-
-    step, params = restore_newest(workdir, steps, restore)
-    return nnx.merge(graph, params), step

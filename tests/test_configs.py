@@ -11,9 +11,10 @@ import jax
 import pytest
 from flax import nnx
 
+from t6jax.config import RunConfig
 from t6jax.model import abstract
 from t6jax.programs.describe import model_config, row, table
-from t6jax.training.settings import check
+from t6jax.training.layout import mesh_for
 from tests.conftest import ROOT, process_options
 
 CONFIGS = ROOT / "configs"
@@ -73,7 +74,9 @@ def test_every_config_of_the_paper_is_there():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_builds_abstractly_with_the_papers_parameter_count(name):
     config = load(name)
-    model = check(config.to_dict())
+    run = RunConfig.from_dict(config.to_dict())
+    mesh_for(run, plan=True)  # accepted
+    model = run.model
     # from the shapes of the arrays, none of which is made
     counted = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(abstract(model))))
     assert counted == model.parameter_count

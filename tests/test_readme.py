@@ -15,6 +15,7 @@ from benchmarks.record import read
 from pallas_kernels.attention import forward, gradient
 from pallas_kernels.decode import mosaic_gpu, triton
 from pallas_kernels.decode.cache_layout import CacheLayout
+from t6jax.config import RunConfig
 from t6jax.programs import describe
 from t6jax.training.loop import train
 from tests.conftest import ROOT, tiny_run
@@ -45,7 +46,7 @@ def row(what: str, implementation: str) -> list[str]:
 def trained_run(texts, tmp_path_factory) -> pathlib.Path:
     """The directory of a run of a second."""
     workdir = tmp_path_factory.mktemp("run")
-    train(tiny_run(texts), workdir)
+    train(RunConfig.from_dict(tiny_run(texts)), workdir)
     return workdir
 
 

@@ -4,7 +4,7 @@ know of one.
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from t6jax.errors import InputError
+from t6jax.fields import Range, check_fields
 from t6jax.layers import parameter, uniform
 from t6jax.ops.attention import Segments
 from t6jax.ops.names import ATTENTION_OUTPUT
@@ -29,40 +30,29 @@ class AttentionConfig(abc.ABC):
     """What every mechanism's settings have in common; a mechanism's own file adds its ranks and the
     like.
 
-    num_heads: h. head_dim: d_h, the width of a head's output.
-    head_norm: RMSNorm with weights over each head's output, epsilon 1e-5 (the published code's
-        using_groupnorm).
+    Keys are checked when an instance is made. A mechanism of one's own is a subclass that names its
+    module, registered with t6jax.register.
     """
 
     name: ClassVar[str]
     module: ClassVar[type["Attention"]]
     rotated: ClassVar[str] = "head_dim"  # the key of the width that RoPE rotates
 
-    num_heads: int
-    head_dim: int
-    head_norm: bool = False
+    num_heads: Annotated[int, Range(low=1), "h, the number of heads."]
+    head_dim: Annotated[int, Range(low=1), "d_h, the width of a head's output."]
+    head_norm: Annotated[
+        bool,
+        "RMSNorm with weights over each head's output, epsilon 1e-5 (the published code's "
+        "using_groupnorm).",
+    ] = False
 
     def __post_init__(self):
-        self.require_positive("num_heads", "head_dim", self.rotated)
+        check_fields(self, "model.attention")
         if getattr(self, self.rotated) % 2:
             raise InputError(
-                f"attention.{self.rotated} must be even, since RoPE rotates pairs of features; got "
-                f"{getattr(self, self.rotated)}"
+                f"model.attention.{self.rotated} must be even, since RoPE rotates pairs of "
+                f"features; got {getattr(self, self.rotated)}"
             )
-
-    def require_positive(self, *keys: str) -> None:
-        for key in keys:
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"attention.{key} must be an integer of at least 1; got {value!r}")
-
-    def require_one_of(self, allowed: Any, *keys: str) -> None:
-        for key in keys:
-            if getattr(self, key) not in allowed:
-                raise InputError(
-                    f"attention.{key} must be one of {', '.join(allowed)}; got "
-                    f"{getattr(self, key)!r}"
-                )
 
     @property
     def mixes_heads(self) -> bool:
@@ -70,6 +60,16 @@ class AttentionConfig(abc.ABC):
         heads.
         """
         return False
+
+    @property
+    def query_dim(self) -> int:
+        """Features of a head's query and key when it attends over a whole sequence."""
+        return self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Features of a head's value when it attends over a whole sequence."""
+        return self.head_dim
 
     @property
     @abc.abstractmethod

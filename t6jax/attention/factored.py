@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.factors.tensor_products import Product, head_room
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.errors import InputError
+from t6jax.fields import OneOf, Range
 from t6jax.layers import pad_columns, worth_copying_weights
 from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.decode import decode
@@ -52,42 +53,42 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class FactoredConfig(AttentionConfig):
-    """rank_k, rank_v: R_K, R_V of eq. 3.1. init: a name in INITS.
+    """Keys and values have factors.
 
-    shared_kv_b: the values' B factors are the keys' (appendix I). RoPE rotates keys and not values,
-        so the one set is cached as it is before RoPE: values read it as it is, keys rotate it by
-        its place in the cache when they are formed. (Cached rotated, values would have to be
-        rotated back, and would carry the rounding of two rotations.)
-    activation_k, activation_v: what follows the linear maps of the head factors A, a name in
-        ACTIVATIONS.
+    With shared_kv_b the one set of B factors is cached before RoPE, which rotates keys and not
+    values: values read it as it is, and keys rotate it by its position in the cache when they are
+    formed. (Cached rotated, it would have to be rotated back for the values, and would carry the
+    rounding of two rotations.)
     """
 
     contextual_a: ClassVar[bool] = True
     contextual_b: ClassVar[bool] = True
 
-    rank_k: int = 2
-    rank_v: int = 2
-    init: str = "xavier"
-    shared_kv_b: bool = False
-    activation_k: str = "none"
-    activation_v: str = "none"
+    rank_k: Annotated[int, Range(low=1), "R_K of eq. 3.1."] = 2
+    rank_v: Annotated[int, Range(low=1), "R_V of eq. 3.1."] = 2
+    init: Annotated[str, OneOf(tuple(INITS)), "How factor maps are initialized."] = "xavier"
+    shared_kv_b: Annotated[bool, "The values' B factors are the keys' (appendix I)."] = False
+    activation_k: Annotated[
+        str,
+        OneOf(tuple(ACTIVATIONS)),
+        "What follows the linear maps of the keys' head factors A (appendix I).",
+    ] = "none"
+    activation_v: Annotated[str, OneOf(tuple(ACTIVATIONS)), "As activation_k, for the values."] = (
+        "none"
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_positive("rank_k", "rank_v")
-        self.require_one_of(INITS, "init")
         activations = [field.name for field in self.activations()]
-        self.require_one_of(ACTIVATIONS, *activations)
         for key in activations:
             if not self.contextual_a and getattr(self, key) != "none":
                 raise InputError(
-                    f"attention.{key} must be none with {self.name}, whose head factors do not "
-                    "depend on the token; "
-                    f"got {getattr(self, key)!r}"
+                    f"model.attention.{key} must be none with {self.name}, whose head factors do "
+                    f"not depend on the token; got {getattr(self, key)!r}"
                 )
         if self.shared_kv_b and self.rank_k != self.rank_v:
             raise InputError(
-                "attention.rank_v must equal attention.rank_k with shared_kv_b; got "
+                "model.attention.rank_v must equal model.attention.rank_k with shared_kv_b; got "
                 f"rank_k={self.rank_k}, rank_v={self.rank_v}"
             )
 

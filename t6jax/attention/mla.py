@@ -1,13 +1,14 @@
 """Multi-head latent attention, of DeepSeek-V2 and V3 (appendix H.3)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
+from t6jax.fields import Range
 from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.names import KEY_VALUE_PROJECTION, PROJECTION
@@ -99,21 +100,17 @@ class MLA(Attention):
 
 @dataclasses.dataclass(frozen=True)
 class MLAConfig(AttentionConfig):
-    """kv_rank, q_rank: d_c and d_c', the widths of the latents C^KV and C^Q. rope_dim: d_h^R,
-    even.
-    """
+    """Keys of multi-head latent attention."""
 
     name: ClassVar[str] = "mla"
     module: ClassVar[type[MLA]] = MLA
     rotated: ClassVar[str] = "rope_dim"
 
-    kv_rank: int = 512
-    q_rank: int = 1024
-    rope_dim: int = 32
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require_positive("kv_rank", "q_rank")
+    kv_rank: Annotated[int, Range(low=1), "d_c, the width of the latent C^KV."] = 512
+    q_rank: Annotated[int, Range(low=1), "d_c', the width of the latent C^Q."] = 1024
+    rope_dim: Annotated[
+        int, Range(low=1), "d_h^R, even: the features of queries and keys that carry RoPE."
+    ] = 32
 
     @property
     def query_dim(self) -> int:

@@ -1,13 +1,14 @@
 """Tensor Product Attention with contextual factors for queries, keys and values (section 3)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Initializer
-from t6jax.attention.factored import Factored, FactoredConfig
+from t6jax.attention.factored import ACTIVATIONS, Factored, FactoredConfig
+from t6jax.fields import OneOf, Range
 from t6jax.ops.tpa_cache import TPAQuery
 
 
@@ -28,17 +29,15 @@ class TPA(Factored):
 
 @dataclasses.dataclass(frozen=True)
 class TPAConfig(FactoredConfig):
-    """rank_q: R_Q of eq. 3.1. activation_q: as activation_k, for the queries."""
+    """Queries have factors too."""
 
     name: ClassVar[str] = "tpa"
     module: ClassVar[type[TPA]] = TPA
 
-    rank_q: int = 6
-    activation_q: str = "none"
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require_positive("rank_q")
+    rank_q: Annotated[int, Range(low=1), "R_Q of eq. 3.1."] = 6
+    activation_q: Annotated[str, OneOf(tuple(ACTIVATIONS)), "As activation_k, for the queries."] = (
+        "none"
+    )
 
     def query_parameter_count(self, d_model: int) -> int:
         return self.factor_parameter_count(d_model, self.rank_q)

@@ -3,7 +3,7 @@
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from t6jax.attention.base import Initializer
 from t6jax.attention.tpa import TPA, TPAConfig
 from t6jax.errors import InputError
+from t6jax.fields import Range
 from t6jax.ops.decode import decode
 from t6jax.ops.tensor_product import vec
 from t6jax.ops.token_cache import TokenCache
@@ -72,23 +73,20 @@ class TPAOrder3(TPA):
 
 @dataclasses.dataclass(frozen=True)
 class TPAOrder3Config(TPAConfig):
-    """dim_b, dim_c: d_b (even: RoPE rotates it) and d_c, with d_b d_c = d_h. shared_kv_b shares b
-    and c alike.
-    """
+    """d_b d_c = d_h. shared_kv_b shares b and c alike."""
 
     name: ClassVar[str] = "tpa_order3"
     module: ClassVar[type[TPAOrder3]] = TPAOrder3
     rotated: ClassVar[str] = "dim_b"
 
-    dim_b: int = 8
-    dim_c: int = 8
+    dim_b: Annotated[int, Range(low=1), "d_b, even: RoPE rotates it."] = 8
+    dim_c: Annotated[int, Range(low=1), "d_c."] = 8
 
     def __post_init__(self):
-        self.require_positive("dim_c")
         super().__post_init__()
         if self.dim_b * self.dim_c != self.head_dim:
             raise InputError(
-                f"attention.dim_b x attention.dim_c must be attention.head_dim={self.head_dim}; "
+                f"model.attention.dim_b x dim_c must be head_dim={self.head_dim}; "
                 f"got {self.dim_b} x {self.dim_c} = {self.dim_b * self.dim_c}"
             )
 

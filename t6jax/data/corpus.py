@@ -4,12 +4,20 @@ is asked for.
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from t6jax.config import DataConfig
 from t6jax.data.manifest import check_data, document_start, read_manifest
 from t6jax.data.prepare import prepare
-from t6jax.data.tokenizers import GPT2, JSON_FILE, TIKTOKEN_FILE, get_tokenizer, kept_tokenizer
+from t6jax.data.tokenizers import (
+    GPT2,
+    JSON_FILE,
+    TIKTOKEN_FILE,
+    Tokenizer,
+    get_tokenizer,
+    kept_tokenizer,
+)
 from t6jax.errors import InputError
 from t6jax.files import write_atomically
 
@@ -32,9 +40,7 @@ class Corpus(NamedTuple):
         return " + ".join(f"{weight / total:.0%} {folder}" for folder, weight in self.sources)
 
 
-def prepare_missing(
-    workdir: pathlib.Path, data: Mapping[str, Any], say: Callable[[str], None]
-) -> None:
+def prepare_missing(workdir: pathlib.Path, data: DataConfig, say: Callable[[str], None]) -> None:
     """Prepares each folder of the config's data that is not there, from the source that is given
     for it.
     """
@@ -55,16 +61,16 @@ def prepare_missing(
         prepare(
             source,
             folder,
-            data["tokenizer"],
-            data["validation_fraction"],
+            data.tokenizer,
+            data.validation_fraction,
             workers=len(os.sched_getaffinity(0)),
             say=say,
         )
 
 
-def _refuse_other_data(folder: pathlib.Path, source: str, data: Mapping[str, Any]) -> None:
+def _refuse_other_data(folder: pathlib.Path, source: str, data: DataConfig) -> None:
     made = (read_manifest(folder) or {}).get("settings") if source else None
-    wanted = {"source": source, "validation_fraction": data["validation_fraction"]}
+    wanted = {"source": source, "validation_fraction": data.validation_fraction}
     for key in wanted if made else ():
         if made[key] != wanted[key]:
             raise InputError(
@@ -73,7 +79,7 @@ def _refuse_other_data(folder: pathlib.Path, source: str, data: Mapping[str, Any
             )
 
 
-def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int) -> Corpus:
+def load_corpus(workdir: pathlib.Path, data: DataConfig, vocab_size: int) -> Corpus:
     """The config's data. Raises InputError where it is missing or damaged, or does not fit the
     config.
     """
@@ -85,12 +91,11 @@ def load_corpus(workdir: pathlib.Path, data: Mapping[str, Any], vocab_size: int)
                 "or folder"
             )
     manifests = [
-        check_data(folder, kept_path(workdir, data["tokenizer"]), vocab_size)
-        for folder, *_ in entries
+        check_data(folder, kept_path(workdir, data.tokenizer), vocab_size) for folder, *_ in entries
     ]
     return Corpus(
         [(folder, weight) for folder, _, weight in entries],
-        document_start(manifests[0], kept_path(workdir, data["tokenizer"])),
+        document_start(manifests[0], kept_path(workdir, data.tokenizer)),
         _bytes_per_token(manifests, [weight for *_, weight in entries]),
     )
 
@@ -115,42 +120,25 @@ def keep_tokenizer(
         say(f"the run does not keep its tokenizer, which is needed to decode: {e}")
 
 
-def run_tokenizer(workdir: pathlib.Path, data: Mapping[str, Any]):
+def run_tokenizer(workdir: pathlib.Path, data: DataConfig) -> Tokenizer:
     """The tokenizer of a run: the one it keeps, or that of its config."""
-    return kept_tokenizer(workdir, data["tokenizer"])
+    return kept_tokenizer(workdir, data.tokenizer)
 
 
-def check_mixture(data: Mapping[str, Any]) -> None:
-    """Raises InputError for a mixture that cannot be."""
-    for name, entry in data["mixture"].items():
-        unknown = entry.keys() - {"path", "source", "weight"}
-        if unknown:
-            raise InputError(
-                f"data.mixture.{name} has the unknown key {sorted(unknown)[0]!r}; it takes path, "
-                "source and weight"
-            )
-        if not entry.get("path") and not entry.get("source"):
-            raise InputError(f"data.mixture.{name} needs a path or a source")
-        if not entry.get("weight", 1.0) > 0:
-            raise InputError(f"data.mixture.{name}.weight must be positive; got {entry['weight']}")
-
-
-def _entries(
-    workdir: pathlib.Path, data: Mapping[str, Any]
-) -> list[tuple[pathlib.Path, str, float]]:
+def _entries(workdir: pathlib.Path, data: DataConfig) -> list[tuple[pathlib.Path, str, float]]:
     """(folder, source, weight): data.path and data.source, or those of data.mixture; without a
-    path, in the run's directory.
+    path, a folder in the run's directory.
     """
-    place = lambda path, default: pathlib.Path(path) if path else default
-    if not data.get("mixture"):
-        return [(place(data["path"], workdir / "data"), data["source"], 1.0)]
+    if not data.mixture:
+        folder = pathlib.Path(data.path) if data.path else workdir / "data"
+        return [(folder, data.source, 1.0)]
     return [
         (
-            place(entry.get("path"), workdir / "data" / name),
-            entry.get("source", ""),
-            float(entry.get("weight", 1.0)),
+            pathlib.Path(entry.path) if entry.path else workdir / "data" / name,
+            entry.source,
+            entry.weight,
         )
-        for name, entry in data["mixture"].items()
+        for name, entry in data.mixture.items()
     ]
 
 

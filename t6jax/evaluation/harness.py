@@ -17,8 +17,9 @@ from t6jax.evaluation.packing import Request
 from t6jax.evaluation.scoring import Scorer
 from t6jax.extras import needs
 from t6jax.generation import stream
+from t6jax.loading import load_step
 from t6jax.model import T6
-from t6jax.runs import load_step, locate, read_config
+from t6jax.runs import locate, read_data_config
 
 with needs("eval"):
     from lm_eval.api.instance import Instance
@@ -72,7 +73,7 @@ class T6LM(TemplateLM):
             )
         workdir, _ = locate(str(ckpt))
         model, step = load_step(str(ckpt))
-        tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
+        tokenizer = run_tokenizer(workdir, read_data_config(workdir))
         info = {
             "ckpt": str(ckpt),
             "step": step,

@@ -56,9 +56,9 @@ def validation_loss(
     params: Any,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     sharding: jax.sharding.Sharding | None = None,
-) -> float:
-    """Mean loss in nats a token over the batches, whose rows lie on the devices as `sharding`
-    says.
+) -> tuple[float, int]:
+    """(mean loss in nats a token, how many tokens) of the batches, whose rows lie on the devices as
+    `sharding` says.
     """
     # every process has all rows, and puts those of its own devices there
     put = lambda x: (
@@ -70,7 +70,7 @@ def validation_loss(
     # float64
     sums = [loss_sums(params, *map(put, batch)) for batch in batches]
     nats, tokens = np.asarray(jax.device_get(sums), np.float64).reshape(-1, 2).sum(axis=0)
-    return float(nats / tokens) if tokens else math.nan
+    return (float(nats / tokens) if tokens else math.nan), int(tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +133,20 @@ def _sample(sources: Sources) -> Iterator[np.ndarray]:
                 break
 
 
-def report(loss: float, baseline: Entropies | None, bytes_per_token: float | None) -> str:
-    """A table of the loss beside the entropies: nats a token and, where known, bits a byte."""
+def report(
+    loss: float, tokens: int, baseline: Entropies | None, bytes_per_token: float | None
+) -> str:
+    """How many tokens were evaluated, and a table of the loss next to the entropies: nats a token
+    and, if bytes_per_token is known, bits a byte.
+    """
     rows = (
         [("order-0 entropy", baseline.order_0), ("bigram entropy", baseline.bigram)]
         if baseline
         else []
     )
     rows.append(("model", loss))
-    lines = [f"{'validation text':<18}{'nats/token':>12}{'bits/byte':>12}{'perplexity':>12}"]
+    lines = [f"evaluated {tokens:,} tokens"]
+    lines.append(f"{'validation text':<18}{'nats/token':>12}{'bits/byte':>12}{'perplexity':>12}")
     for name, nats in rows:
         if nats is not None:
             bits = "-" if bytes_per_token is None else f"{nats / math.log(2) / bytes_per_token:.4f}"

@@ -6,6 +6,7 @@ import tempfile
 import numpy as np
 from flax import nnx
 
+from t6jax.config import DataConfig
 from t6jax.data.batches import validation_batches
 from t6jax.data.corpus import kept_path, load_corpus, run_tokenizer
 from t6jax.data.documents import documents
@@ -15,7 +16,8 @@ from t6jax.errors import InputError
 from t6jax.evaluation.bits_per_byte import sliding_windows, total_nats
 from t6jax.evaluation.scoring import Scorer
 from t6jax.evaluation.validation import entropies, make_loss_sums, report, validation_loss
-from t6jax.runs import load, locate, read_config
+from t6jax.loading import load
+from t6jax.runs import locate, read_data_config
 
 
 def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
@@ -26,10 +28,10 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
         validation data.
     """
     workdir, _ = locate(ckpt)
-    settings = read_config(workdir)["data"]
+    data_config = read_data_config(workdir)
     model, config = load(ckpt)
     try:
-        own = load_corpus(workdir, settings, config.vocab_size)
+        own = load_corpus(workdir, data_config, config.vocab_size)
     except InputError:
         if data is None:
             raise
@@ -39,7 +41,7 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
             sources, bytes_per_token = own.sources, own.bytes_per_token
         else:
             folder, bytes_per_token = _other_data(
-                workdir, settings, data, pathlib.Path(scratch), config.vocab_size
+                workdir, data_config, data, pathlib.Path(scratch), config.vocab_size
             )
             sources = [(folder, 1.0)]
         validation_set = lambda: validation_batches(
@@ -51,15 +53,15 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
         )
         graph, state = nnx.split(model)
         masked = (
-            run_tokenizer(workdir, settings).document_start
-            if settings.get("document_masking")
+            run_tokenizer(workdir, data_config).document_start
+            if data_config.document_masking
             else None
         )
-        loss = validation_loss(
+        loss, tokens = validation_loss(
             make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set()
         )
         baseline = entropies(own.sources, config.vocab_size, validation_set()) if own else None
-        print(report(loss, baseline, bytes_per_token))
+        print(report(loss, tokens, baseline, bytes_per_token))
     return 0
 
 
@@ -71,7 +73,7 @@ def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
         raise InputError(f"--bpb={path}: there is no such file or folder")
     workdir, _ = locate(ckpt)
     model, config = load(ckpt)
-    tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
+    tokenizer = run_tokenizer(workdir, read_data_config(workdir))
     scorer = Scorer(model)
     stride = max(1, config.context_length // 2) if stride is None else stride
     if stride > config.context_length:
@@ -94,12 +96,12 @@ def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
         f"{len(texts)} texts, {sum(map(len, texts)):,} bytes, {count:,} tokens; windows of "
         f"{config.context_length} by {stride}"
     )
-    print(report(nats / count, None, sum(map(len, texts)) / count))
+    print(report(nats / count, count, None, sum(map(len, texts)) / count))
     return 0
 
 
 def _other_data(
-    workdir: pathlib.Path, settings: dict, data: str, scratch: pathlib.Path, vocab_size: int
+    workdir: pathlib.Path, config: DataConfig, data: str, scratch: pathlib.Path, vocab_size: int
 ) -> tuple[pathlib.Path, float | None]:
     """(a folder with shards for validation, bytes a token where known)."""
     path = pathlib.Path(data)
@@ -111,10 +113,10 @@ def _other_data(
     if path.is_dir() and any(path.glob("*.bin")):
         find_shards(path, "val")
         manifest = read_manifest(path) and check_data(
-            path, kept_path(workdir, settings["tokenizer"]), vocab_size
+            path, kept_path(workdir, config.tokenizer), vocab_size
         )
         return path, manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
-    tokenizer = run_tokenizer(workdir, settings)
+    tokenizer = run_tokenizer(workdir, config)
     texts = [document.read() for document in documents(data)]
     tokens = np.concatenate(
         [np.append(tokenizer.document_start, tokenizer.encode(text)) for text in texts]

@@ -6,13 +6,14 @@ import sys
 from t6jax.data.corpus import run_tokenizer
 from t6jax.errors import InputError
 from t6jax.generation import stream
-from t6jax.runs import load, locate, read_config
+from t6jax.loading import load
+from t6jax.runs import locate, read_data_config
 
 
 def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampling) -> int:
     """Prints the prompt and, as it is made, its continuation."""
     workdir, _ = locate(ckpt)
-    tokenizer = run_tokenizer(workdir, read_config(workdir)["data"])
+    tokenizer = run_tokenizer(workdir, read_data_config(workdir))
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     model, config = load(ckpt)

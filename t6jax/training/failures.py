@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
+from t6jax.config import RunConfig
 from t6jax.errors import InputError
 
 
-class NotFinite:
+class NonFiniteSteps:
     """Counts the steps in a row whose loss or gradient was not finite. The step itself does not
     apply them.
     """
@@ -58,7 +59,7 @@ class NotFinite:
 
 
 @contextlib.contextmanager
-def out_of_memory(config: Mapping[str, Any]) -> Iterator[None]:
+def out_of_memory(config: RunConfig) -> Iterator[None]:
     """Turns XLA's error for lack of memory, while compiling or running, into an InputError that
     says what to lower.
     """
@@ -75,24 +76,24 @@ def out_of_memory(config: Mapping[str, Any]) -> Iterator[None]:
         ) from e
 
 
-def _remedies(config: Mapping[str, Any]) -> str:
-    parts, remat = config["accumulation_steps"], config["model"]["remat"]
-    rows = config["batch_size"] // parts
+def _remedies(config: RunConfig) -> str:
+    micro_batches, remat = config.accumulation_steps, config.model.remat
+    rows = config.batch_size // micro_batches
     remedies = []
     if rows > 1:
         remedies.append(
-            f"raise accumulation_steps={parts}, so that a micro-batch has fewer than {rows} rows"
+            f"raise accumulation_steps={micro_batches}, so that a micro-batch has fewer than "
+            f"{rows} rows"
         )
     if remat != "full":
         remedies.append(
             f"set model.remat={'dots or full' if remat == 'none' else 'full'}, now {remat}"
         )
     remedies.append(
-        f"lower validation.batch_size={config['validation']['batch_size']} if this was validation"
+        f"lower validation.batch_size={config.validation.batch_size} if this was validation"
     )
     remedies.append(
-        f"split over more devices (mesh.fsdp={config['mesh']['fsdp']}, "
-        f"mesh.tensor={config['mesh']['tensor']})"
+        f"split over more devices (mesh.fsdp={config.mesh.fsdp}, mesh.tensor={config.mesh.tensor})"
     )
-    remedies.append(f"or lower batch_size={config['batch_size']}")
+    remedies.append(f"or lower batch_size={config.batch_size}")
     return ", ".join(remedies)

@@ -7,172 +7,166 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 
-from t6jax.config import ModelConfig
+from t6jax.config import RunConfig, differences
 from t6jax.data.batches import Batches, training_batches, validation_batches
 from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, report, validation_loss
 from t6jax.files import exclusive_lock
 from t6jax.parallel import processes
-from t6jax.parallel.mesh import batch_sharding, make_mesh
+from t6jax.parallel.mesh import batch_sharding
 from t6jax.parallel.processes import Stop
 from t6jax.runs import CONFIG, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
-from t6jax.training.failures import NotFinite, out_of_memory
+from t6jax.training.failures import NonFiniteSteps, out_of_memory
+from t6jax.training.layout import mesh_for
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
-from t6jax.training.profile import Profile, profiled_steps
-from t6jax.training.settings import check, differences
+from t6jax.training.profile import Profile
 from t6jax.training.step import Trainer, TrainState
 
-# Steps that the host is ahead of the metrics it looks at, so that the device always has its next
-# steps meanwhile.
+# Steps launched before the host looks at the metrics of the first of them, so that the device
+# always has its next step.
 LAG = 2
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> signal.Signals | None:
-    """Trains to config["steps"] in workdir, going on from the newest checkpoint there.
+def train(config: RunConfig, workdir: str | pathlib.Path) -> signal.Signals | None:
+    """Trains to config.steps in workdir, resuming from the newest checkpoint there.
 
-    SIGTERM and SIGINT stop it, saving first: returns the one that did, None at the end.
-    Raises InputError for what the user can put right.
+    SIGTERM and SIGINT stop it after a checkpoint. Returns the signal that did; None if the run
+    reached its end.
+
+    Raises:
+        InputError: the config, the data or the directory cannot be used, or the loss is not finite.
     """
     workdir = pathlib.Path(workdir)
-    with _alone(workdir) if processes.is_first_process() else contextlib.nullcontext():
-        stopped = _train(config, workdir)
+    mesh = mesh_for(config)
+    # of the batch's rows: which shard this process reads, and of how many
+    batch_shape = (config.batch_size, config.model.context_length + 1)
+    shard = processes.data_part(batch_sharding(mesh), batch_shape)
+    with _locked(workdir) if processes.is_first_process() else contextlib.nullcontext():
+        stopped = _train(config, workdir, mesh, shard)
         processes.wait("end")
         return stopped
 
 
-def _train(config: Mapping[str, Any], workdir: pathlib.Path) -> signal.Signals | None:
-    model_config = check(config)
-    mesh = make_mesh(config["mesh"])
-
+def _train(
+    config: RunConfig, workdir: pathlib.Path, mesh: jax.sharding.Mesh, shard: tuple[int, int]
+) -> signal.Signals | None:
     def prepare() -> None:
         if (workdir / CONFIG).exists():
             _refuse_another_config(config, workdir)
-        prepare_missing(workdir, config["data"], _say)
+        prepare_missing(workdir, config.data, _print)
 
     processes.on_first_process("prepare", prepare)
-    corpus = load_corpus(workdir, config["data"], model_config.vocab_size)
-    document_start = corpus.document_start if config["data"]["document_masking"] else None
-    windows = {"context_length": model_config.context_length, "vocab_size": model_config.vocab_size}
-    part, parts = processes.data_part(
-        batch_sharding(mesh), (config["batch_size"], model_config.context_length + 1)
-    )
+    model = config.model
+    corpus = load_corpus(workdir, config.data, model.vocab_size)
+    windows = {"context_length": model.context_length, "vocab_size": model.vocab_size}
     batches = training_batches(
         corpus.sources,
-        batch_size=config["batch_size"],
-        process_index=part,
-        process_count=parts,
-        seed=config["seed"],
-        with_replacement=config["data"]["with_replacement"],
-        num_workers=config["data"]["num_workers"],
+        batch_size=config.batch_size,
+        process_index=shard[0],
+        process_count=shard[1],
+        seed=config.seed,
+        with_replacement=config.data.with_replacement,
+        num_workers=config.data.num_workers,
         **windows,
     )
-    validation_set = lambda: validation_batches(
-        corpus.sources,
-        batch_size=config["validation"]["batch_size"],
-        max_batches=config["validation"]["batches"],
-        **windows,
-    )
-    validation_set()  # finds what is wrong with the validation data before anything is trained
 
-    def write() -> None:
-        write_config(workdir, config)
-        keep_tokenizer(workdir, corpus, config["data"]["tokenizer"], _say)
+    def validation_set() -> Iterator:
+        return validation_batches(
+            corpus.sources,
+            batch_size=config.validation.batch_size,
+            max_batches=config.validation.batches,
+            **windows,
+        )
+
+    validation_set()  # finds what is wrong with the validation data before anything is trained
+    trainer = Trainer(config, mesh, corpus.document_start if config.data.document_masking else None)
+
+    def write() -> None:  # from here on the directory is this config's
+        write_config(workdir, config.to_dict())
+        keep_tokenizer(workdir, corpus, config.data.tokenizer, _print)
 
     processes.on_first_process("write", write)
-    trainer = Trainer(config, model_config, mesh, document_start)
+
+    def validate(params: dict, until: Sequence = ()) -> tuple[float, int]:
+        """(nats a token, tokens); of fewer batches if `until` gets an element meanwhile."""
+        batches = itertools.takewhile(lambda _: not until, validation_set())
+        return validation_loss(trainer.loss_sums, params, batches, trainer.batch_sharding)
+
     with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
-        checkpoints = stack.enter_context(Checkpoints(workdir, config["checkpoint"]["keep"]))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
         restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
-        start, state = restored or (0, trainer.create(jax.random.key(config["seed"])))
-        log = stack.enter_context(MetricsLog(workdir, start, config["log"]["tensorboard"]))
-        _say(f"{model_config.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
+        start, state = restored or (0, trainer.create(jax.random.key(config.seed)))
+        log = stack.enter_context(MetricsLog(workdir, start, config.log.tensorboard))
+        _print(f"{model.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
         if restored:
-            _say(f"resumed from step {start}")
-        validate = lambda params, until: validation_loss(
-            trainer.loss_sums,
-            params,
-            itertools.takewhile(lambda _: not until, validation_set()),
-            trainer.batch_sharding,
-        )
-        traced = profiled_steps(config["profile"])
+            _print(f"resumed from step {start}")
+        traced = config.profiled_steps
         if traced and traced[0] <= start:
-            _say(
-                f"profile={config['profile']!r} is not traced: the run is past step {traced[0]} "
+            _print(
+                f"profile={config.profile!r} is not traced: the run is past step {traced[0]} "
                 "already"
             )
         profile = Profile(workdir, traced)
         stack.callback(profile.close)
-        run = _Run(config, model_config, trainer, checkpoints, log, profile)
+        loop = _Loop(config, trainer, checkpoints, log, profile)
         with processes.exit_if_peers_lost():
-            state, stopped = run.steps(start, state, batches, validate)
-    if stopped:
-        _say(
-            f"stopped by {stopped.name} and saved at step {int(state.step)}; the same command goes "
-            "on from there"
-        )
-        return stopped
-
-    with processes.exit_if_peers_lost(), out_of_memory(config):
-        loss = validate(state.params, ())
+            state, stopped = loop.run(start, state, batches, validate)
+            if stopped:
+                _print(
+                    f"stopped by {stopped.name} and saved at step {int(state.step)}; the same "
+                    "command resumes from there"
+                )
+                return stopped
+            loss, tokens = loop.final_validation or validate(state.params)
     if processes.is_first_process():
-        _say(
-            report(
-                loss,
-                entropies(corpus.sources, model_config.vocab_size, validation_set()),
-                corpus.bytes_per_token,
-            )
-        )
+        baseline = entropies(corpus.sources, model.vocab_size, validation_set())
+        print(report(loss, tokens, baseline, corpus.bytes_per_token), flush=True)
     return None
 
 
-class _Run:
-    """The loop over steps, with what it reports to."""
+class _Loop:
+    """The loop over steps, with what it reports to.
+
+    final_validation: the validation loss after the last step and its tokens, if it was taken.
+    """
 
     def __init__(
         self,
-        config: Mapping[str, Any],
-        model_config: ModelConfig,
+        config: RunConfig,
         trainer: Trainer,
         checkpoints: Checkpoints,
         log: MetricsLog,
         profile: Profile,
     ):
-        self._config, self._trainer, self._checkpoints, self._log = (
-            config,
-            trainer,
-            checkpoints,
-            log,
-        )
-        self._profile = profile
-        self._not_finite = NotFinite(config["stop_after_not_finite"], config["batch_size"])
-        self._batch_shape = (config["batch_size"], model_config.context_length + 1)
-        self._tokens_per_step = config["batch_size"] * model_config.context_length
-        self._flops_per_token = flops_per_token(model_config, model_config.context_length)
+        self._config, self._trainer = config, trainer
+        self._checkpoints, self._log, self._profile = checkpoints, log, profile
+        self._non_finite = NonFiniteSteps(config.stop_after_not_finite, config.batch_size)
+        self._batch_shape = (config.batch_size, config.model.context_length + 1)
+        self._flops_per_token = flops_per_token(config.model, config.model.context_length)
         self._peak = peak_flops()
         self._waited = 0.0  # seconds for data, since the last report
+        self._rate = 0.0  # steps a second, of the last report that could measure it
+        self.final_validation: tuple[float, int] | None = None
 
-    def steps(
+    def run(
         self, start: int, state: TrainState, batches: Batches, validate: Callable
     ) -> tuple[TrainState, signal.Signals | None]:
         """Steps to the end, or to a signal, and saves there."""
-        config, total = self._config, self._config["steps"]
-        every = {name: config[name]["every_steps"] for name in ("log", "validation", "checkpoint")}
+        config, total = self._config, self._config.steps
         if start >= total:
-            _say(f"nothing left to train: {start} of {total} steps are done")
+            _print(f"nothing left to train: {start} of {total} steps are done")
             return state, None
         batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
         self._saved = start or None
-        pending: collections.deque[tuple] = (
-            collections.deque()
-        )  # (step, metrics, answer to `stop`) not looked at yet
+        # (step, metrics, answer to `stop`) of the steps that the host has not looked at yet
+        pending: collections.deque[tuple] = collections.deque()
         self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
             stop = Stop(self._trainer.mesh, caught)
@@ -187,28 +181,26 @@ class _Run:
                     )
                     state, metrics = step_fn(state, batch)
                 if self._profile.after(step, metrics):
-                    _say(f"traced steps {self._config['profile']} into {self._profile.folder}")
+                    _print(f"traced steps {config.profile} into {self._profile.folder}")
                 pending.append((step, metrics, stop.ask()))
-                due = {name: step % n == 0 for name, n in every.items()}
-                pause = due["validation"] or due["checkpoint"] or step == total
+                last = step == total
+                validation_due = last or step % config.validation.every_steps == 0
+                checkpoint_due = last or step % config.checkpoint.every_steps == 0
+                pause = validation_due or checkpoint_due
                 while len(pending) > (0 if pause or stop.by else LAG):
                     number, metrics, answer = pending.popleft()
                     stop.read(answer)
-                    self._look(number, metrics, last=bool(stop.by) and not pending)
+                    self._account(number, metrics, last=bool(stop.by) and not pending)
                 if pause or stop.by:
                     paused = time.perf_counter()
-                    if due["validation"] and not stop.by:
+                    if validation_due and not stop.by:
                         self._validated(step, validate(state.params, stop.at_once), stop.at_once)
-                    # a signal may come at any time before this line, and is obeyed here or a step
-                    # later
+                    # a signal may come at any time before this line, and is obeyed here or one
+                    # step later
                     stopped = stop.by
-                    # amid steps that were not applied, nothing new is there to replace an older
-                    # checkpoint with
-                    if (
-                        step == total
-                        or stopped
-                        or (due["checkpoint"] and not self._not_finite.in_a_row)
-                    ):
+                    # while steps are not applied, there is nothing new to save
+                    applied = checkpoint_due and not self._non_finite.in_a_row
+                    if last or stopped or applied:
                         self._checkpoints.save(step, state, batches)
                         self._saved = step
                     self._clock += time.perf_counter() - paused
@@ -217,53 +209,63 @@ class _Run:
         return state, None
 
     def _compile(self, state: TrainState) -> Callable:
+        _print("compiling the training step ...")
         began = time.perf_counter()
         batch = jax.ShapeDtypeStruct(
             self._batch_shape, "int32", sharding=self._trainer.batch_sharding
         )
         compiled = self._trainer.step.lower(state, batch).compile()
-        _say(f"compiled the training step in {duration(time.perf_counter() - began)}")
+        _print(f"compiled the training step in {duration(time.perf_counter() - began)}")
         return compiled
 
-    def _validated(self, step: int, loss: float, caught: Sequence) -> None:
-        if not caught:  # else only some of the batches were looked at
-            self._log.write(step, {"val_loss": loss})
-            _say(f"step {step}/{self._config['steps']}  validation loss {loss:.4f}")
+    def _validated(self, step: int, validation: tuple[float, int], interrupted: Sequence) -> None:
+        if interrupted:  # only some of the batches were evaluated
+            return
+        loss, tokens = validation
+        self._log.write(step, {"val_loss": loss})
+        _print(f"step {step}/{self._config.steps}  validation loss {loss:.4f} ({tokens:,} tokens)")
+        if step == self._config.steps:
+            self.final_validation = validation
 
-    def _look(self, step: int, metrics: Mapping, *, last: bool) -> None:
-        """Waits for a step's metrics; logs them where they are due, or the step is the last."""
+    def _account(self, step: int, metrics: Mapping, *, last: bool) -> None:
+        """Waits for a step's metrics; reports them if a report is due or the step is the last."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if event := self._not_finite.event(step, values):
+        if event := self._non_finite.event(step, values):
             self._log.event(step, event)
             first, final = event["windows"]
-            _say(
+            _print(
                 f"step {step}: loss {event['train_loss']}, gradient norm {event['grad_norm']}: not "
-                "applied "
-                f"({event['in_a_row']} in a row; windows {first} to {final} of the data)"
+                f"applied ({event['in_a_row']} in a row; windows {first} to {final} of the data)"
             )
-            self._not_finite.stop_at_limit(step, self._saved)
-        elif (
-            last or step == self._config["steps"] or step % self._config["log"]["every_steps"] == 0
-        ):
+            self._non_finite.stop_at_limit(step, self._saved)
+        elif last or step == self._config.steps or step % self._config.log.every_steps == 0:
             self._report(step, values)
 
     def _report(self, step: int, values: dict[str, float]) -> None:
-        now, total = time.perf_counter(), self._config["steps"]
-        rate = (step - self._counted) / max(now - self._clock, 1e-9)
-        values["tokens_per_second"] = rate * self._tokens_per_step
-        # of the host's time; the device, which has its next step by then, waits less or not at all
-        values["data_wait_fraction"], self._waited = (
-            self._waited / max(now - self._clock, 1e-9),
-            0.0,
-        )
-        if self._peak:
-            values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
+        """Logs a step's metrics, and the speed since the last report.
+
+        The speed is left out if steps in between were traced, which slows them down and takes
+        seconds to write. The host launches steps LAG ahead, so that the steps around count too.
+        """
+        now, total = time.perf_counter(), self._config.steps
+        traced = self._config.profiled_steps
+        timed = not traced or step < traced[0] - LAG or self._counted >= traced[-1] + LAG
+        if timed:
+            seconds = max(now - self._clock, 1e-9)
+            self._rate = (step - self._counted) / seconds
+            values["tokens_per_second"] = self._rate * self._config.tokens_per_step
+            # of the host's time; the device, which has its next step by then, waits less or not at
+            # all
+            values["data_wait_fraction"] = self._waited / seconds
+            if self._peak:
+                values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
         self._log.write(step, values)
-        _say(progress_line(step, total, values, (total - step) / rate))
-        self._clock, self._counted = now, step
+        left = (total - step) / self._rate if self._rate else None
+        _print(progress_line(step, total, values, left))
+        self._clock, self._counted, self._waited = now, step, 0.0
 
 
-def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def _refuse_another_config(config: RunConfig, workdir: pathlib.Path) -> None:
     changed = differences(read_config(workdir), config)
     if changed:
         listed = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
@@ -274,10 +276,8 @@ def _refuse_another_config(config: Mapping[str, Any], workdir: pathlib.Path) -> 
 
 
 @contextlib.contextmanager
-def _alone(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes workdir, and keeps other processes of this machine from training in it at the same
-    time.
-    """
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes workdir, and keeps other processes of this machine from training in it meanwhile."""
     held = f"another process is training in {workdir}: wait for it, or give another --workdir"
     with contextlib.ExitStack() as stack:
         try:
@@ -290,16 +290,14 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """The SIGTERM and SIGINT received inside, in place of their usual effect; a second one has
-    it.
-    """
+    """The SIGTERM and SIGINT received inside the block; a second signal has its usual effect."""
     caught: list[signal.Signals] = []
     previous = {}
 
     def note(number, frame):
         caught.append(signal.Signals(number))
         signal.signal(number, previous[number])
-        _say(f"{caught[-1].name}: saving after this step")
+        _print(f"{caught[-1].name}: saving after this step")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         previous[number] = signal.signal(number, note)
@@ -310,6 +308,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
+    """Prints a line, on the first process."""
     if processes.is_first_process():
         print(text, flush=True)

@@ -13,8 +13,8 @@ from t6jax.files import write_atomically
 
 METRICS = "metrics.jsonl"
 
-# dense bfloat16 FLOP/s of a device by its maker's data sheet; the first name that the device's kind
-# contains
+# Dense bfloat16 FLOP/s of a device by its data sheet. The first name that the device's kind
+# contains counts.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -27,25 +27,27 @@ PEAK_FLOPS = {
 }
 
 
+def peak_of(device_kind: str) -> float | None:
+    """Peak FLOP/s of one device; None if it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
 def peak_flops() -> float | None:
-    """Of all devices together; None where the device's peak is not known."""
-    kind = jax.devices()[0].device_kind
-    return next(
-        (peak * jax.device_count() for name, peak in PEAK_FLOPS.items() if name in kind), None
-    )
+    """Peak FLOP/s of all devices together; None if it is not known."""
+    peak = peak_of(jax.devices()[0].device_kind)
+    return peak and peak * jax.device_count()
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Of a forward and a backward pass: 6 a parameter (the tied embedding counted once, as the
-    head) and attention.
+    """FLOP of a forward and a backward pass for each token, which MFU is counted with.
 
-    Attention counts Q K^T and P V of the tokens that are seen, length / 2 on average: 2 products x
-    2 FLOP x 3 passes.
+    6 for each parameter (the tied embedding counted once, as the head), and Q K^T and P V over the
+    tokens that a token sees, length / 2 on average: 2 FLOP in each of 3 passes, for each feature of
+    a key and of a value. What is recomputed, and forming Q, K and V from factors, is not counted.
     """
-    attention = (
-        config.num_layers * config.attention.num_heads * config.attention.head_dim * 12 * length / 2
-    )
-    return 6 * config.parameter_count + attention
+    a = config.attention
+    seen = a.num_heads * (a.query_dim + a.value_dim) * length / 2
+    return 6 * config.parameter_count + config.num_layers * 6 * seen
 
 
 class MetricsLog:
@@ -108,13 +110,19 @@ def _drop_later(path: pathlib.Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:
-    """One line for people."""
-    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {values['train_loss']:.4f}"]
-    parts += [f"lr {values['learning_rate']:.2e}", f"{values['tokens_per_second']:,.0f} tokens/s"]
+def progress_line(
+    step: int, steps: int, values: dict[str, float], seconds_left: float | None
+) -> str:
+    """One line for people. The speed and the time left are shown if they are known."""
+    shown = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {values['train_loss']:.4f}"]
+    shown.append(f"lr {values['learning_rate']:.2e}")
+    if "tokens_per_second" in values:
+        shown.append(f"{values['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in values:
-        parts.append(f"MFU {values['mfu']:.1%}")
-    return "  ".join([*parts, f"{duration(seconds_left)} left"])
+        shown.append(f"MFU {values['mfu']:.1%}")
+    if seconds_left is not None:
+        shown.append(f"{duration(seconds_left)} left")
+    return "  ".join(shown)
 
 
 def duration(seconds: float) -> str:

@@ -1,37 +1,31 @@
 """AdamW with warm-up and cosine decay (section J.1)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import optax
 
-from t6jax.errors import InputError
+from t6jax.config import OptimizerConfig
 
 
-def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
-    """lr * step / warmup_steps, then a cosine down to min_learning_rate at decay_steps, and that
-    from there on.
+def learning_rate(config: OptimizerConfig, decay_steps: int) -> optax.Schedule:
+    """lr * step / warmup_steps, then a cosine to min_learning_rate at decay_steps, constant after
+    that.
+
+    Args:
+        decay_steps: RunConfig.decay_steps, for which the optimizer's key may stand at 0.
     """
-    c = config
-    if not 0 <= c["warmup_steps"] < c["decay_steps"]:
-        raise InputError(
-            f"optimizer.warmup_steps={c['warmup_steps']} must be below "
-            f"optimizer.decay_steps={c['decay_steps']}"
-        )
     return optax.warmup_cosine_decay_schedule(
-        0.0, c["learning_rate"], c["warmup_steps"], c["decay_steps"], c["min_learning_rate"]
+        0.0, config.learning_rate, config.warmup_steps, decay_steps, config.min_learning_rate
     )
 
 
-def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, decay_steps: int) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW; every parameter decays, as in the published code."""
     return optax.chain(
-        optax.clip_by_global_norm(config["clip_norm"]),
+        optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate(config),
-            b1=config["beta_1"],
-            b2=config["beta_2"],
-            eps=config["epsilon"],
-            weight_decay=config["weight_decay"],
+            learning_rate(config, decay_steps),
+            b1=config.beta_1,
+            b2=config.beta_2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
         ),
     )

@@ -1,31 +1,10 @@
 """A trace of some steps of a run, for XProf or TensorBoard."""
 
 import pathlib
-import re
 
 import jax
 
-from t6jax.errors import InputError
-
 PROFILE = "profile"
-
-
-def profiled_steps(text: str) -> range:
-    """The steps that the config's `profile` names: "20:24", both included, or "20" alone; none for
-    "".
-
-    Raises InputError for anything else.
-    """
-    if not text:
-        return range(0)
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= last:
-        raise InputError(
-            f"profile={text!r} must be the first and the last step to trace, as 20:24; steps count "
-            "from 1"
-        )
-    return range(first, last + 1)
 
 
 class Profile:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
-from t6jax.config import ModelConfig
+from t6jax.config import RunConfig
 from t6jax.evaluation.validation import loss_sums
 from t6jax.model import T6, abstract, model_inputs
 from t6jax.parallel.mesh import batch_sharding, replicated
@@ -43,17 +43,16 @@ class Trainer:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
-        model_config: ModelConfig,
+        config: RunConfig,
         mesh: Mesh | AbstractMesh,
         document_start: int | None = None,
     ):
-        self._model_config = model_config
-        self._optimizer = make_optimizer(config["optimizer"])
-        self._schedule = learning_rate(config["optimizer"])
+        self._model_config = model_config = config.model
+        self._optimizer = make_optimizer(config.optimizer, config.decay_steps)
+        self._schedule = learning_rate(config.optimizer, config.decay_steps)
         self.mesh = mesh
         whole = ("heads", "kv_heads") if model_config.attention.mixes_heads else ()
-        sharded = ShardedModel(abstract(model_config), mesh, config["sharding"], whole)
+        sharded = ShardedModel(abstract(model_config), mesh, config.sharding.to_dict(), whole)
         self.graph = sharded.graph
         self.abstract_state = jax.eval_shape(self._create, jax.random.key(0))
         self.shardings = self._state_shardings(sharded.shardings)
@@ -66,7 +65,7 @@ class Trainer:
             out_shardings=replicated(mesh),
         )
         self._loss_and_grads = sharded.mean_and_gradient(
-            functools.partial(_loss, document_start=document_start), config["accumulation_steps"]
+            functools.partial(_loss, document_start=document_start), config.accumulation_steps
         )
         self.create: Callable[[Key[Array, ""]], TrainState] = jax.jit(
             self._create, out_shardings=self.shardings

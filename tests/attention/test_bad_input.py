@@ -20,7 +20,7 @@ def test_ranks_are_integers_of_at_least_1(name, key, value):
     if name == "tpa_kvonly" and key == "rank_q":
         pytest.skip("dense queries have no rank")
     with pytest.raises(
-        InputError, match=rf"^attention\.{key} must be an integer of at least 1; got {value}$"
+        InputError, match=rf"^model\.attention\.{key} must be (at least 1|an integer); got {value}$"
     ):
         case(name, **{key: value})
 
@@ -30,7 +30,7 @@ def test_what_rope_rotates_is_even(name):
     key = MECHANISMS[name].rotated
     with pytest.raises(
         InputError,
-        match=rf"^attention\.{key} must be even, since RoPE rotates pairs of features; got 3$",
+        match=rf"^model\.attention\.{key} must be even, since RoPE rotates pairs of .*; got 3$",
     ):
         case(name, **{key: 3})
 
@@ -41,48 +41,48 @@ def test_what_rope_rotates_is_even(name):
         (
             "tpa_order3",
             {"dim_b": 4},
-            r"^attention.dim_b x attention.dim_c must be attention.head_dim=6; got 4 x 3 = 12$",
+            r"^model.attention.dim_b x dim_c must be head_dim=6; got 4 x 3 = 12$",
         ),
-        ("tpa_order3", {"dim_c": 0}, r"^attention.dim_c must be an integer of at least 1; got 0$"),
+        ("tpa_order3", {"dim_c": 0}, r"^model.attention.dim_c must be at least 1; got 0$"),
         (
             "gqa",
             {"num_kv_heads": 4},
-            r"^attention.num_kv_heads must divide attention.num_heads=6: one of 1, 2, 3, 6; got 4$",
+            r"^model.attention.num_kv_heads must divide num_heads=6: one of 1, 2, 3, 6; got 4$",
         ),
         (
             "gqa",
             {"num_kv_heads": 0},
-            r"^attention.num_kv_heads must be an integer of at least 1; got 0$",
+            r"^model.attention.num_kv_heads must be at least 1; got 0$",
         ),
-        ("mla", {"kv_rank": 0}, r"^attention.kv_rank must be an integer of at least 1; got 0$"),
-        ("mla", {"q_rank": 0}, r"^attention.q_rank must be an integer of at least 1; got 0$"),
-        ("mha", {"num_heads": 0}, r"^attention.num_heads must be an integer of at least 1; got 0$"),
-        ("mfa", {"head_dim": 0}, r"^attention.head_dim must be an integer of at least 1; got 0$"),
+        ("mla", {"kv_rank": 0}, r"^model.attention.kv_rank must be at least 1; got 0$"),
+        ("mla", {"q_rank": 0}, r"^model.attention.q_rank must be at least 1; got 0$"),
+        ("mha", {"num_heads": 0}, r"^model.attention.num_heads must be at least 1; got 0$"),
+        ("mfa", {"head_dim": 0}, r"^model.attention.head_dim must be at least 1; got 0$"),
         (
             "tpa",
             {"init": "zeros"},
-            r"^attention.init must be one of xavier, xavier_three_axes; got 'zeros'$",
+            r"^model.attention.init must be one of xavier, xavier_three_axes; got 'zeros'$",
         ),
         (
             "tpa",
             {"activation_q": "relu"},
-            r"^attention.activation_q must be one of none, sigmoid, softmax; got 'relu'$",
+            r"^model.attention.activation_q must be one of none, sigmoid, softmax; got 'relu'$",
         ),
         (
             "tpa_kvonly",
             {"activation_v": ""},
-            r"^attention.activation_v must be one of none, sigmoid, softmax; got ''$",
+            r"^model.attention.activation_v must be one of none, sigmoid, softmax; got ''$",
         ),
         (
             "tpa_nonctx_a",
             {"activation_k": "sigmoid"},
-            r"^attention.activation_k must be none with tpa_nonctx_a, ",
+            r"^model.attention.activation_k must be none with tpa_nonctx_a, ",
         ),
         (
             "tpa",
             {"shared_kv_b": True},
             (
-                r"^attention.rank_v must equal attention.rank_k with shared_kv_b; got "
+                r"^model.attention.rank_v must equal model.attention.rank_k with shared_kv_b; got "
                 r"rank_k=2, rank_v=1$"
             ),
         ),
@@ -95,7 +95,7 @@ def test_settings_that_cannot_be_are_named(name, settings, message):
 
 def test_an_unknown_mechanism_or_flag_is_named_with_those_there_are():
     with pytest.raises(
-        InputError, match=r"^model.attention.name must be one of tpa, .*, mfa; got 'linear'$"
+        InputError, match=r"^model.attention.name must be one of tpa, .*, mfa.*; got 'linear'$"
     ):
         ModelConfig.from_dict(TINY | {"attention": {"name": "linear"}})
     attention = {"name": "mha", "num_heads": 2, "head_dim": 4, "rank_k": 2}

@@ -9,10 +9,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.layouts import (
+    GPUS_PER_NODE,
     LAYOUTS,
     MESH_AXES,
     NETWORK,
-    NODE,
     NVLINK,
     PAGE,
     ROWS,
@@ -21,7 +21,8 @@ from benchmarks.layouts import (
     load,
 )
 from benchmarks.tables import row
-from t6jax.training.settings import check
+from t6jax.config import RunConfig
+from t6jax.training.layout import mesh_for
 from tests.conftest import ROOT
 
 # the indented lines of both pages that train, those that end in \ joined to the next
@@ -80,7 +81,7 @@ def config_of(command: str) -> tuple[dict, int]:
         ]
         own = re.findall(
             r"--config\.mesh\.\w+=[-\w$]+",
-            "\n".join(lines).replace("$SLURM_NTASKS_PER_NODE", str(NODE)),
+            "\n".join(lines).replace("$SLURM_NTASKS_PER_NODE", str(GPUS_PER_NODE)),
         )
         assert len(own) == 2
         given = [f"--config={given[0]}", *own, *given[1:]]
@@ -90,7 +91,7 @@ def config_of(command: str) -> tuple[dict, int]:
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     values(argv)
-    return values.config.to_dict(), nodes * NODE
+    return values.config.to_dict(), nodes * GPUS_PER_NODE
 
 
 def test_the_pages_show_commands_of_all_kinds():
@@ -112,4 +113,4 @@ def test_a_command_of_the_pages_is_accepted_on_the_mesh_that_it_makes(command):
             axis: devices // known if size == -1 else size for axis, size in mesh.items()
         }
         assert math.prod(config["mesh"].values()) == devices
-    check(config, plan=True)
+    mesh_for(RunConfig.from_dict(config), plan=True)

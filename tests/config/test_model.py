@@ -22,8 +22,8 @@ def test_the_mlp_is_as_wide_as_published_unless_set():
     ("change", "message"),
     [
         ({"depth": 3}, "model.depth is unknown; the keys there are vocab_size, "),
-        ({"num_layers": "3"}, "model.num_layers must be of type int; got '3'"),
-        ({"num_layers": True}, "model.num_layers must be of type int"),
+        ({"num_layers": "3"}, "model.num_layers must be an integer; got '3'"),
+        ({"num_layers": True}, "model.num_layers must be an integer; got True"),
         ({"num_layers": 0}, "model.num_layers must be at least 1"),
         ({"dtype": "float8"}, "model.dtype must be one of float32, "),
         ({"remat": "some"}, "model.remat must be one of none, dots, full"),

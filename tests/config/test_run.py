@@ -5,7 +5,12 @@ import re
 import pytest
 
 from t6jax import InputError
-from t6jax.training.settings import check
+from t6jax.config import RunConfig
+from t6jax.training.layout import mesh_for
+
+
+def check(values: dict) -> None:
+    mesh_for(RunConfig.from_dict(values), plan=True)
 
 
 @pytest.mark.parametrize(
@@ -29,12 +34,12 @@ def test_rows_that_do_not_divide_over_the_mesh_are_named(
     run_config["mesh"] |= mesh
     run_config["validation"]["batch_size"] = validation_rows
     with pytest.raises(InputError, match=message):
-        check(run_config, plan=True)
+        check(run_config)
     run_config["validation"]["batch_size"], run_config["mesh"] = (
         4,
         run_config["mesh"] | {"data": 2, "fsdp": 1},
     )
-    check(run_config, plan=True)
+    check(run_config)
 
 
 def test_all_that_does_not_divide_is_named_at_once_with_values_that_do(run_config):
@@ -49,10 +54,10 @@ def test_all_that_does_not_divide_is_named_at_once_with_values_that_do(run_confi
         r"\(accumulation_steps: any divisor of 8;"
     )
     with pytest.raises(InputError, match=message):
-        check(run_config, plan=True)
+        check(run_config)
     run_config |= {"batch_size": 512, "accumulation_steps": 1}
     run_config["validation"]["batch_size"], run_config["model"]["context_length"] = 64, 18
-    check(run_config, plan=True)
+    check(run_config)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +69,11 @@ def test_the_values_named_in_place_of_those_that_do_not_divide_are_accepted(
     run_config |= {"batch_size": rows, "accumulation_steps": parts}
     run_config["mesh"] |= {"data": split}
     with pytest.raises(InputError) as raised:
-        check(run_config, plan=True)
+        check(run_config)
     for key, value in re.findall(r"--config\.(\S+)=(\d+)", str(raised.value)):
         section = run_config["validation"] if key.startswith("validation.") else run_config
         section[key.split(".")[-1]] = int(value)
-    check(run_config, plan=True)
+    check(run_config)
     assert run_config["batch_size"] // run_config["accumulation_steps"] // split <= max(
         rows // parts, 1
     )
@@ -79,4 +84,4 @@ def test_a_sequence_that_does_not_split_into_two_chunks_a_device_is_named(run_co
     with pytest.raises(
         InputError, match=r"model.context_length=16 must be a multiple of 2 x mesh.sequence = 6"
     ):
-        check(run_config, plan=True)
+        check(run_config)

@@ -2,6 +2,7 @@
 from the run alone.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,17 +10,24 @@ import shutil
 import pytest
 
 from t6jax import InputError
+from t6jax.config import DataConfig, RunConfig
 from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing, run_tokenizer
 from t6jax.data.prepare import prepare
 from t6jax.data.tokenizers import get_tokenizer
 from t6jax.data.train_tokenizer import train_tokenizer
 from t6jax.training.loop import train
-from t6jax.training.settings import check
 from tests.conftest import ROOT, tiny_run
 from tests.data import corpora
 
-DATA = {"path": "", "source": "", "mixture": {}, "tokenizer": "bytes", "validation_fraction": 0.2}
-silent = lambda text: None
+DATA = DataConfig(path="", tokenizer="bytes", validation_fraction=0.2)
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def with_mixture(mixture: dict) -> DataConfig:
+    return DataConfig.from_dict(DATA.to_dict() | {"mixture": mixture})
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def tokenizer(tmp_path):
 
 
 def test_a_source_is_prepared_once(texts, tmp_path):
-    data = DATA | {"source": str(texts)}
+    data = dataclasses.replace(DATA, source=str(texts))
     said = []
     prepare_missing(tmp_path, data, said.append)
     assert said[0] == f"preparing {str(texts)!r} in {tmp_path / 'data'}"
@@ -47,8 +55,8 @@ def test_a_mixtures_sources_are_prepared_under_their_names(texts, tmp_path):
         "mine": {"source": str(texts), "weight": 3},
         "code": {"path": str(tmp_path / "configs")},
     }
-    prepare_missing(tmp_path / "run", DATA | {"mixture": mixture}, silent)
-    corpus = load_corpus(tmp_path / "run", DATA | {"mixture": mixture}, 257)
+    prepare_missing(tmp_path / "run", with_mixture(mixture), silent)
+    corpus = load_corpus(tmp_path / "run", with_mixture(mixture), 257)
     assert corpus.sources == [
         (tmp_path / "run" / "data" / "mine", 3.0),
         (tmp_path / "configs", 1.0),
@@ -61,17 +69,18 @@ def test_a_mixtures_sources_are_prepared_under_their_names(texts, tmp_path):
     [
         (
             {"wieght": 1, "path": "x"},
-            "data.mixture.web has the unknown key 'wieght'; it takes path, source and weight",
+            r"data.mixture.web.wieght is unknown \(did you mean weight\?\); the keys there are "
+            "path, source, weight",
         ),
         ({"weight": 1.0}, "data.mixture.web needs a path or a source"),
-        ({"path": "x", "weight": 0}, "data.mixture.web.weight must be positive; got 0"),
+        ({"path": "x", "weight": 0}, "data.mixture.web.weight must be above 0; got 0"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_named(texts, entry, message):
     config = tiny_run(texts)
     config["data"]["mixture"] = {"web": entry}
     with pytest.raises(InputError, match=message):
-        check(config)
+        RunConfig.from_dict(config)
 
 
 def test_missing_data_and_sources_of_two_tokenizers_are_named(texts, tokenizer, tmp_path):
@@ -86,14 +95,14 @@ def test_missing_data_and_sources_of_two_tokenizers_are_named(texts, tokenizer, 
     with pytest.raises(
         InputError, match=r"b was tokenized by 'mine.json', but data.tokenizer is 'bytes'"
     ):
-        load_corpus(tmp_path, DATA | {"mixture": mixture}, 400)
+        load_corpus(tmp_path, with_mixture(mixture), 400)
 
 
 def test_a_run_keeps_what_decodes_its_tokens(texts, tokenizer, tmp_path):
-    data = DATA | {"source": str(texts), "tokenizer": str(tokenizer)}
+    data = dataclasses.replace(DATA, source=str(texts), tokenizer=str(tokenizer))
     ids = get_tokenizer(str(tokenizer)).encode("naïve def".encode())
     prepare_missing(tmp_path, data, silent)
-    keep_tokenizer(tmp_path, load_corpus(tmp_path, data, 400), data["tokenizer"], silent)
+    keep_tokenizer(tmp_path, load_corpus(tmp_path, data, 400), data.tokenizer, silent)
     tokenizer.unlink()
     assert run_tokenizer(tmp_path, data).decode(ids) == "naïve def".encode()
     load_corpus(tmp_path, data, 400)  # the run's own copy stands in for the file that is gone
@@ -122,7 +131,7 @@ def test_training_on_a_mixture_with_document_masking(texts, tokenizer, tmp_path)
         "tokenizer": str(tokenizer),
         "document_masking": True,
     }
-    assert train(config, tmp_path / "run") is None
+    assert train(RunConfig.from_dict(config), tmp_path / "run") is None
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]

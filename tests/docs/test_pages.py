@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from t6jax.attention import MECHANISMS
-from t6jax.data.corpus import check_mixture
+from t6jax.config import RunConfig
 from tests.conftest import ROOT, process_options, program
 from tests.docs.pages import PAGES, commands, python_blocks
 
@@ -104,7 +104,7 @@ def test_the_mixture_shown_is_one():
     config = common.get_config()
     (line,) = re.findall(r"^    (config.data.mixture = .*)$", PAGES["docs/data.md"], re.M)
     exec(line, {"config": config})
-    check_mixture(config.to_dict()["data"])
+    assert RunConfig.from_dict(config.to_dict()).data.mixture
 
 
 def flat(config: dict, prefix: str = "") -> dict:

@@ -8,25 +8,22 @@ import pytest
 from benchmarks.record import read
 from benchmarks.train_cases import CASES, config_of
 from configs import medium_tpa
-from t6jax.config import ModelConfig
+from t6jax.config import RunConfig
 from t6jax.parallel.mesh import MESH_AXES, make_mesh
-from t6jax.training.plan import compile_for, devices_for
+from t6jax.training.aot import compile_for, devices_for
+from t6jax.training.dry_run import config_on
 from t6jax.training.step import Trainer
 
 
 def trainer_of(config, devices):
-    return Trainer(
-        config.to_dict(),
-        ModelConfig.from_dict(config.model.to_dict()),
-        make_mesh(config.mesh, devices),
-    )
+    return Trainer(RunConfig.from_dict(config.to_dict()), make_mesh(config.mesh, devices))
 
 
 def test_the_memory_is_what_training_took():
     record = read("train_nvidia_h200.json")
     taken = next(r["peak_bytes"] for r in record["results"] if r["name"] == "T6 medium")
     config = config_of(*CASES["T6 medium"])
-    plan = compile_for(config | {"mesh": dict.fromkeys(config["mesh"], 1)}, 1)
+    plan = compile_for(config_on(config, dict.fromkeys(MESH_AXES, 1)), 1)
     # as docs/scaling.md says; what is not the same is the scratch of the algorithms that cuBLAS
     # chose there
     assert plan["arguments"] + plan["temporary"] == pytest.approx(taken, rel=0.01)
@@ -36,7 +33,7 @@ def test_a_plan_for_two_nodes_needs_neither():
     config = medium_tpa.get_config()
     config.update(batch_size=64, accumulation_steps=1)
     config.mesh.update(data=2, fsdp=4, tensor=2)
-    plan = compile_for(config.to_dict(), 16)
+    plan = compile_for(RunConfig.from_dict(config.to_dict()), 16)
     assert plan["device"] == jax.devices()[0].device_kind
     arrays = trainer_of(config, devices_for(16)[0]).abstract_arrays()
     stored = sum(

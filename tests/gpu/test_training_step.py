@@ -12,6 +12,7 @@ from flax import nnx
 
 from configs import common
 from t6jax import T6, ModelConfig
+from t6jax.config import RunConfig
 from t6jax.ops.attention import api as causal_attention
 from t6jax.parallel.mesh import make_mesh
 from t6jax.training.step import Trainer
@@ -52,7 +53,7 @@ def small(**changes) -> dict:
 
 def test_the_step_runs_through_the_kernels():
     config = small()
-    trainer = Trainer(config, ModelConfig.from_dict(config["model"]), make_mesh(config["mesh"]))
+    trainer = Trainer(RunConfig.from_dict(config), make_mesh(config["mesh"]))
     windows = jax.ShapeDtypeStruct((8, 257), jnp.int32, sharding=trainer.batch_sharding)
     text = trainer.step.lower(trainer.abstract_arrays(), windows).as_text()
     assert set(triton_kernels_in(text)) == {
@@ -79,7 +80,7 @@ def without_kernels(monkeypatch):
 
 def losses(config: dict, steps: int = 200) -> np.ndarray:
     """Of a text of 64 tokens, each one of four that follow the one before it."""
-    trainer = Trainer(config, ModelConfig.from_dict(config["model"]), make_mesh(config["mesh"]))
+    trainer = Trainer(RunConfig.from_dict(config), make_mesh(config["mesh"]))
     state, random, found = trainer.create(jax.random.key(0)), np.random.default_rng(0), []
     following = random.integers(0, 64, (64, 4))
     for _ in range(steps):

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs import common
-from t6jax.config import ModelConfig
+from t6jax.config import RunConfig
 from t6jax.parallel.collectives import collectives, equations, written
 from t6jax.parallel.mesh import MESH_AXES
 from t6jax.training.step import Trainer
@@ -87,9 +87,7 @@ def trainer(mechanism: str, layout: str, masked: bool, parts: int, **keys) -> Tr
     config = config.to_dict()
     sizes = [config["mesh"][axis] for axis in MESH_AXES]
     mesh = Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), MESH_AXES)
-    return Trainer(
-        config, ModelConfig.from_dict(config["model"]), mesh, document_start=3 if masked else None
-    )
+    return Trainer(RunConfig.from_dict(config), mesh, document_start=3 if masked else None)
 
 
 def batches() -> list[np.ndarray]:

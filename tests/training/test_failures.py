@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t6jax import InputError, ModelConfig
+from t6jax import InputError
+from t6jax.config import RunConfig
 from t6jax.parallel.mesh import make_mesh
 from t6jax.runs import checkpoint_steps
 from t6jax.training import loop
 from t6jax.training.failures import out_of_memory
-from t6jax.training.profile import profiled_steps
 from t6jax.training.step import Trainer
 
 
@@ -29,13 +29,14 @@ def poisoned(monkeypatch):
     """
 
     def poison(bad):
-        step, loss_and_grads = Trainer._step, Trainer._loss_and_grads
+        step = Trainer._step
 
         def with_poison(self, state, windows):
             factor = jnp.where(jnp.isin(state.step, jnp.asarray(sorted(bad))), jnp.nan, 1.0)
-            poisoned = lambda *a: jax.tree.map(lambda x: x * factor, loss_and_grads(self, *a))
+            loss_and_grads = self._loss_and_grads
+            poisoned = lambda *a: jax.tree.map(lambda x: x * factor, loss_and_grads(*a))
             with monkeypatch.context() as m:
-                m.setattr(Trainer, "_loss_and_grads", lambda self, *a: poisoned(*a))
+                m.setattr(self, "_loss_and_grads", poisoned)
                 return step(self, state, windows)
 
         monkeypatch.setattr(Trainer, "_step", with_poison)
@@ -45,9 +46,7 @@ def poisoned(monkeypatch):
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(run_config, poisoned):
     poisoned({1})
-    t = Trainer(
-        run_config, ModelConfig.from_dict(run_config["model"]), make_mesh(run_config["mesh"])
-    )
+    t = Trainer(RunConfig.from_dict(run_config), make_mesh(run_config["mesh"]))
     tokens = np.random.default_rng(0).integers(0, 257, (4, 17)).astype(np.int32)
     host = lambda state: jax.tree.map(np.array, (state.params, state.opt_state))
     state, _ = t.step(t.create(jax.random.key(0)), tokens)
@@ -69,7 +68,7 @@ def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(
         InputError,
         match=r"not finite in 4 steps in a row, up to step 10: .* the checkpoint of step 4 is kept",
     ):
-        loop.train(run_config, tmp_path)
+        loop.train(RunConfig.from_dict(run_config), tmp_path)
     assert checkpoint_steps(tmp_path) == [4], "the one due at step 8 waits"
     events = [line for line in lines(tmp_path) if "event" in line]
     want = [(2, [4, 7], 1), (7, [24, 27], 1), (8, [28, 31], 2), (9, [32, 35], 3), (10, [36, 39], 4)]
@@ -91,21 +90,10 @@ def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(
 
 def test_out_of_memory_says_what_to_lower(run_config):
     message = r"does not suffice \(.*\): raise accumulation_steps=1, .*set model.remat=dots or full"
-    with pytest.raises(InputError, match=message), out_of_memory(run_config):
+    with pytest.raises(InputError, match=message), out_of_memory(RunConfig.from_dict(run_config)):
         jnp.zeros((2**40, 2**10)).block_until_ready()  # 4 PiB: more than any machine's
-    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory(run_config):
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory(RunConfig.from_dict(run_config)):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-
-def test_steps_to_trace():
-    assert (profiled_steps(""), profiled_steps("20:24"), profiled_steps("7")) == (
-        range(0),
-        range(20, 25),
-        range(7, 8),
-    )
-    for wrong in ("4:3", "0:3", "3-4", "x"):
-        with pytest.raises(InputError, match="must be the first and the last step to trace"):
-            profiled_steps(wrong)
 
 
 def test_steps_that_a_run_is_past_or_never_comes_to_are_not_traced_without_a_word(
@@ -113,10 +101,10 @@ def test_steps_that_a_run_is_past_or_never_comes_to_are_not_traced_without_a_wor
 ):
     run_config["profile"] = "8:9"
     with pytest.raises(InputError, match="profile='8:9' must end at steps=8 or before"):
-        loop.train(run_config, tmp_path)
+        loop.train(RunConfig.from_dict(run_config), tmp_path)
     run_config |= {"steps": 3, "profile": ""}
-    loop.train(run_config, tmp_path)
+    loop.train(RunConfig.from_dict(run_config), tmp_path)
     run_config |= {"steps": 4, "profile": "3:4"}
-    loop.train(run_config, tmp_path)
+    loop.train(RunConfig.from_dict(run_config), tmp_path)
     assert "profile='3:4' is not traced: the run is past step 3 already" in capsys.readouterr().out
     assert not (tmp_path / "profile").exists()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from t6jax import InputError
+from t6jax.config import RunConfig
 from t6jax.parallel.processes import GO_ON
 from t6jax.runs import CHECKPOINTS, checkpoint_steps
 from tests.conftest import UNOPTIMIZED, command, process_options
@@ -138,11 +139,11 @@ def test_a_signal_during_validation_saves_that_step(tmp_path, monkeypatch, run_c
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return 0.0
+        return 0.0, 1
 
     run_config["validation"]["every_steps"], run_config["checkpoint"]["every_steps"] = 3, 100
     monkeypatch.setattr(loop, "validation_loss", interrupted)
-    assert loop.train(run_config, tmp_path) == signal.SIGTERM
+    assert loop.train(RunConfig.from_dict(run_config), tmp_path) == signal.SIGTERM
     assert checkpoint_steps(tmp_path) == [3]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t6jax import ModelConfig
+from t6jax.config import RunConfig
 from t6jax.evaluation.validation import make_loss_sums
 from t6jax.ops.cross_entropy import cross_entropy
 from t6jax.parallel.mesh import make_mesh
@@ -20,7 +20,7 @@ EPSILON = np.finfo(np.float32).eps
 
 
 def trainer(config: dict) -> Trainer:
-    return Trainer(config, ModelConfig.from_dict(config["model"]), make_mesh(config["mesh"]))
+    return Trainer(RunConfig.from_dict(config), make_mesh(config["mesh"]))
 
 
 def windows(config: dict):
@@ -92,9 +92,9 @@ def test_the_state_is_updated_in_place(run_config):
 
 
 def test_document_masking_reaches_the_losses(run_config):
-    config = ModelConfig.from_dict(run_config["model"])
+    config = RunConfig.from_dict(run_config)
     batch = windows(run_config).at[:, 5].set(256)
-    masked = Trainer(run_config, config, make_mesh(run_config["mesh"]), document_start=256)
+    masked = Trainer(config, make_mesh(run_config["mesh"]), document_start=256)
     draw = np.random.default_rng(
         1
     )  # the output projections start at zero, and nothing would be seen of attention
