@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from pallas_kernels.device import compute_capability
+
 if TYPE_CHECKING:
     import triton
 
 INSTALL = "pip install jax-triton==0.3.1 triton==3.6.0"
-HOPPER = 90
 
 
 def unavailable() -> str | None:
@@ -70,16 +71,6 @@ def launch(
             compute_capability=compute_capability(),
             **constants,
         )
-
-
-def compute_capability() -> int:
-    """The capability to compile for, such as 90: the first GPU's, or Hopper's on a machine without
-    a GPU, where a call can be lowered but not run.
-    """
-    for device in jax.local_devices():
-        if device.platform == "gpu":
-            return int(device.compute_capability.replace(".", ""))
-    return HOPPER
 
 
 def power_of_2(x: int) -> int:

@@ -29,8 +29,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.attention import gradient
 from pallas_kernels.attention.chunks import Chunks
 from pallas_kernels.attention.gradient import DIM, PRODUCT, TILED
-from pallas_kernels.hopper import primitives
-from pallas_kernels.hopper.primitives import ROW, ROWS, WGMMA
+from pallas_kernels.hopper import score_tiles, votes
+from pallas_kernels.hopper.layouts import ROW, ROWS, WGMMA
 
 PARTS = 4  # warpgroups of queries
 BLOCK = PARTS * ROWS
@@ -156,7 +156,7 @@ def attention_forward(query, key, value, chunks=None, *, scale: float, sms: int 
                         return s[...]
 
                     s = pl.run_scoped(product, PRODUCT)
-                    return primitives.below_diagonal(s, -math.inf) if diagonal else s
+                    return score_tiles.mask_above_diagonal(s, -math.inf) if diagonal else s
 
                 def skip(n, _):
                     plgpu.barrier_wait(kv_full.at[slot_of(n)])
@@ -174,7 +174,7 @@ def attention_forward(query, key, value, chunks=None, *, scale: float, sms: int 
                         else:  # the weights' product before this one has ended too
                             plgpu.barrier_arrive(kv_empty.at[slot_of(n - 1)])
                         weights = jnp.exp2(s * exponent - across(shift))
-                        total = primitives.add_columns(weights, total)
+                        total = score_tiles.add_columns(weights, total)
                         # sums are formed here, not when the weights' registers are wanted
                         weights, total = lax.optimization_barrier((weights.astype(dtype), total))
                         plgpu.wgmma(out, weights, v_s.at[slot_of(n)])
@@ -237,7 +237,7 @@ def attention_forward(query, key, value, chunks=None, *, scale: float, sms: int 
                 out, shift, weight = pl.run_scoped(with_one_shift, PRODUCT)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 results(out, shift, weight)
-                pl.when(primitives.any_above(weight, HEAVIEST))(with_a_maximum)
+                pl.when(votes.any_above(weight, HEAVIEST))(with_a_maximum)
                 plgpu.barrier_arrive(q_empty.at[q_slot])
                 plgpu.commit_smem()
 

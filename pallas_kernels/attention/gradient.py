@@ -35,8 +35,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.chunks import Chunks
 from pallas_kernels.attention.teams import Team, best_size, busy
-from pallas_kernels.hopper import primitives
-from pallas_kernels.hopper.primitives import COL, ROWS, WGMMA
+from pallas_kernels.hopper import fences, register_order, votes
+from pallas_kernels.hopper.layouts import COL, ROWS, WGMMA
 
 BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
 DIM = 64
@@ -292,14 +292,14 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                         )  # visits, those of earlier heads too
                         # mostly its turn has come by now; where it has not, it says that the block
                         # before is done, and waits
-                        come = primitives.reached(counts.at[i], done)
+                        come = votes.reached(counts.at[i], done)
                         plgpu.barrier_wait(ds_full.at[slot])
                         publish(i - 1, i > first_block)
                         wait = lambda: plgpu.semaphore_wait(
                             counts.at[i], done, decrement=False, memory_scope="gpu"
                         )
                         pl.when(~come)(wait)
-                        primitives.fence_memory()
+                        fences.fence_global_memory()
                         pl.when(of_others)(fetch)
                         pl.when(of_others)(lambda: plgpu.barrier_wait(sums_full))
                     else:
@@ -328,7 +328,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
 
                         @pl.when(~last if shared else j > 0)
                         def partial():
-                            primitives.store_by_thread(sums_s.at[p], dq)
+                            register_order.store(sums_s.at[p], dq)
                             plgpu.commit_smem()
                             first, others = (
                                 (earlier == 0, earlier > 0) if shared else (place == j, place > j)
@@ -344,7 +344,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                         def give():
                             total = lax.cond(
                                 place > 0,
-                                lambda: dq + primitives.load_by_thread(sums_s.at[p]),
+                                lambda: dq + register_order.load(sums_s.at[p]),
                                 lambda: dq,
                             )
                             plgpu.commit_smem()  # all have read what is now written over
@@ -377,11 +377,11 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                 k_slot = lax.rem(number, RING)
                 plgpu.barrier_wait(k_full.at[k_slot])
                 keys = plgpu.load(k_s.at[k_slot, group], layout=WGMMA)
-                primitives.fence()
+                fences.fence_shared_memory()
                 plgpu.barrier_arrive(k_empty.at[k_slot])
                 plgpu.barrier_wait(v_full)
                 values = plgpu.load(v_s.at[group], layout=WGMMA)
-                primitives.fence()
+                fences.fence_shared_memory()
                 plgpu.barrier_arrive(v_empty)
 
                 def accumulate(dk, dv):
@@ -427,7 +427,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                                 plgpu.wgmma_wait(0)
 
                             pl.run_scoped(half, PRODUCT, PRODUCT)
-                        primitives.fence()
+                        fences.fence_shared_memory()
                         plgpu.barrier_arrive(ds_full.at[slot])
                         plgpu.barrier_arrive(q_empty.at[slot])
 
@@ -450,7 +450,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
     tiles = lambda *shape: plgpu.SMEM((*shape, ROWS, DIM), dtype, transforms=TILED)
     floats = lambda *shape: plgpu.SMEM(shape, jnp.float32)
     ring = lambda arrivals, slots=RING: plgpu.Barrier(num_arrivals=arrivals, num_barriers=slots)
-    by_thread = primitives.by_thread_shape((ROWS, DIM))
+    by_thread = register_order.buffer_shape((ROWS, DIM))
     dense = [jax.ShapeDtypeStruct(x.shape, dtype) for x in (query, key, value)]
     *grads, _ = plgpu.kernel(
         kernel,

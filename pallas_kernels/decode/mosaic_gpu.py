@@ -38,8 +38,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.decode.cache_layout import CacheLayout, Rotation, round_up
 from pallas_kernels.decode.work_split import WorkSplit
-from pallas_kernels.hopper import primitives
-from pallas_kernels.hopper.primitives import PARTS, ROW, ROWS, WARP_PARTS, WARP_ROWS, WGMMA
+from pallas_kernels.device import multiprocessors
+from pallas_kernels.hopper import index, loads, rope, stores, warps
+from pallas_kernels.hopper.layouts import PARTIALS, ROW, ROWS, WARP_PARTIALS, WARP_ROWS, WGMMA
 
 LOWEST = (
     -1e30
@@ -191,8 +192,7 @@ def _partials(
         plgpu.griddepcontrol_launch_dependents()
         g = lax.axis_index("block")
         warp_rows = [
-            (lax.axis_index("group") * len(row_blocks) + i) * 4 + primitives.warp()
-            for i in row_blocks
+            (lax.axis_index("group") * len(row_blocks) + i) * 4 + warps.warp() for i in row_blocks
         ]
         rows_of = [
             (lax.div(w, token_warps), lax.rem(w, token_warps) * WARP_ROWS) for w in warp_rows
@@ -232,9 +232,9 @@ def _partials(
             if not layout.stores_a:
                 return x
             box, i = divmod(rank, boxes.ranks)
-            return x * primitives.load_heads(
-                a.at[slot, box], i * layout.padded_heads + h, T
-            ).astype(jnp.float32)
+            return x * loads.load_heads(a.at[slot, box], i * layout.padded_heads + h, T).astype(
+                jnp.float32
+            )
 
         # The query in two steps. Its numbers come by ordinary loads, which queue behind whatever
         # TMA has asked for: so they are asked for early, and used once the ring is filled.
@@ -244,29 +244,26 @@ def _partials(
 
         def ask_query(b):
             token, rank, K = (
-                functools.partial(primitives.below, N),
-                functools.partial(primitives.below, R_Q),
+                functools.partial(index.clamped_sum, N),
+                functools.partial(index.clamped_sum, R_Q),
                 round_up(R_Q, 16),
             )
-            head = lambda h, i: primitives.below(H, h, primitives.in_warp(i))
-            feature = lambda c, j: primitives.below(D, j, c * 64)
+            head = lambda h, i: index.clamped_sum(H, h, index.row_in_warp(i))
+            feature = lambda c, j: index.clamped_sum(D, j, c * 64)
             if not factors:
                 at = lambda c: lambda n, h, i, j: [token(n), head(h, i), feature(c, j)]
                 q_ref = query_refs[0].at[b]
                 return [
-                    [
-                        primitives.gather(q_ref, (ROWS, 64), WGMMA, nh, at(c))
-                        for c in range(D_chunks)
-                    ]
+                    [loads.gather(q_ref, (ROWS, 64), WGMMA, nh, at(c)) for c in range(D_chunks)]
                     for nh in rows_of
                 ]
             a_ref, b_ref = [ref.at[b] for ref in query_refs]
             a_at = lambda n, h, i, r: [token(n), rank(r), head(h, i)]
             b_at = lambda c: lambda n, h, r, j: [token(n), rank(r), feature(c, j)]
-            a_q = [primitives.gather(a_ref, (ROWS, K), lhs, nh, a_at) for nh in rows_of]
+            a_q = [loads.gather(a_ref, (ROWS, K), lhs, nh, a_at) for nh in rows_of]
             b_q = [
                 [
-                    primitives.gather(b_ref, (K, 64), rhs, nh, b_at(c), vector_axis=0)
+                    loads.gather(b_ref, (K, 64), rhs, nh, b_at(c), vector_axis=0)
                     for c in range(D_chunks)
                 ]
                 for nh in rows_of
@@ -296,9 +293,9 @@ def _partials(
         def blank_tail(slot, valid):
             """Zeros behind the end of the sequence: 0 times what lies there must be 0."""
             for r, c in np.ndindex(R_V, E_chunks):
-                primitives.blank_rows(b_v.at[slot, r, c], tiled(E_chunk), valid, T)
+                stores.zero_rows(b_v.at[slot, r, c], tiled(E_chunk), valid, T)
             for i in range(boxes.count):
-                primitives.blank_rows(a.at[slot, i], (), valid, T)
+                stores.zero_rows(a.at[slot, i], (), valid, T)
             plgpu.commit_smem()
 
         def turn_keys(slot, first):
@@ -307,12 +304,12 @@ def _partials(
             """
             for r in range(R_K):
                 chunks = [(b_k.at[slot, r, c], turned.at[r, c]) for c in range(D_chunks)]
-                primitives.rotate(*zip(*chunks), tiled(64), first, T, D, rotation)
+                rope.rotate(*zip(*chunks), tiled(64), first, T, D, rotation)
             plgpu.commit_smem()
 
         if rotation and D % 64:
             for r in range(R_K):  # behind D, where q is zero, something finite
-                primitives.blank_rows(turned.at[r, D_chunks - 1], tiled(64), jnp.int32(0), T)
+                stores.zero_rows(turned.at[r, D_chunks - 1], tiled(64), jnp.int32(0), T)
             plgpu.commit_smem()
 
         # Fill the ring, the query behind the first tile.
@@ -400,11 +397,11 @@ def _partials(
             )
             for (n, h), (o, m, l) in zip(rows_of, states):
                 for c, x in enumerate(o):
-                    primitives.store_rows(
+                    stores.store_rows(
                         o_ref.at[g + b, :, :, pl.ds(c * E_chunk, E_chunk)], x, n, h, WGMMA
                     )
-                primitives.store_rows(m_ref.at[g + b], m, n, h, ROW)
-                primitives.store_rows(l_ref.at[g + b], l, n, h, ROW)
+                stores.store_rows(m_ref.at[g + b], m, n, h, ROW)
+                stores.store_rows(l_ref.at[g + b], l, n, h, ROW)
             return i, next_b, jnp.int32(0), next_left, ahead, asked
 
         lax.while_loop(lambda carry: carry[0] < stop, segment, (start, b0, t0, left0, ahead, asked))
@@ -451,9 +448,9 @@ def _combine(
     # of one. A chunk of parts is read at once.
     few = B * N * H < 2 * config.sms
     width, chunk, LAYOUT = (
-        (16, min(round_up(-(-blocks // B) + 2, 32), 320), PARTS)
+        (16, min(round_up(-(-blocks // B) + 2, 32), 320), PARTIALS)
         if few
-        else (min(E, 64), 24, WARP_PARTS)
+        else (min(E, 64), 24, WARP_PARTIALS)
     )
     columns = E // width
     items = H * columns
@@ -463,7 +460,7 @@ def _combine(
         plgpu.griddepcontrol_launch_dependents()
         b, n, item = [lax.axis_index(name) for name in ("sequence", "token", "item")]
         if not few:
-            item = jnp.minimum(item * at_once + primitives.warp(), items - 1)
+            item = jnp.minimum(item * at_once + warps.warp(), items - 1)
         h, e = lax.div(item, columns), lax.rem(item, columns) * width
         schedule = WorkSplit(lengths_ref, B, capacity, config.tokens, blocks)
         before = schedule.before(b)
@@ -476,9 +473,9 @@ def _combine(
         def merge(c, carry):
             top, total, acc = carry
             start, last = first + b + c * chunk, first + b + count - 1
-            m_c = primitives.gather_rows(m_ref.at[:, n, h], (chunk,), LAYOUT.reduce(1), start, last)
-            l_c = primitives.gather_rows(l_ref.at[:, n, h], (chunk,), LAYOUT.reduce(1), start, last)
-            o_c = primitives.gather_rows(
+            m_c = loads.gather_rows(m_ref.at[:, n, h], (chunk,), LAYOUT.reduce(1), start, last)
+            l_c = loads.gather_rows(l_ref.at[:, n, h], (chunk,), LAYOUT.reduce(1), start, last)
+            o_c = loads.gather_rows(
                 o_ref.at[:, n, h, pl.ds(e, width)], (chunk, width), LAYOUT, start, last
             )
             valid = (
@@ -573,7 +570,7 @@ def attend(
         )
     elif any(x.dtype != rows.dtype for x in query):
         query = (_dense(query),)
-    config = config or default_config(layout, N, primitives.multiprocessors(), rotation is not None)
+    config = config or default_config(layout, N, multiprocessors(), rotation is not None)
     parts, blocks = _partials(
         query, rows, b[0] if b else None, lengths, layout, rotation, scale, config
     )

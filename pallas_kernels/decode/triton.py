@@ -9,13 +9,13 @@ merges the parts of one head.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.decode.cache_layout import CacheLayout, Rotation
+from pallas_kernels.device import multiprocessors
 from pallas_kernels.triton_launch import launch, power_of_2, unavailable
 
 LOG2E = math.log2(math.e)
@@ -138,7 +138,7 @@ def attend(
     rank_q = query[0].shape[2] if len(query) == 2 else 0
     shares = B // len(rows)
     sizes = constants(
-        layout, B, M, N, rank_q, scale, _multiprocessors(), config, shares=shares, rotation=rotation
+        layout, B, M, N, rank_q, scale, multiprocessors(), config, shares=shares, rotation=rotation
     )
     splits = sizes["SPLITS"]
     query = [x.astype(rows.dtype) for x in query]
@@ -167,7 +167,7 @@ def attend(
         num_stages=config.num_stages,
         **sizes,
     )
-    return launch(
+    out, lse = launch(
         o,
         m,
         l,
@@ -186,9 +186,4 @@ def attend(
         PADDED_SPLITS=power_of_2(splits),
         CHUNK=min(16, power_of_2(splits)),
     )
-
-
-@functools.cache
-def _multiprocessors() -> int:
-    gpus = [device for device in jax.devices() if device.platform == "gpu"]
-    return getattr(gpus[0], "core_count", 108) if gpus else 108
+    return out, lse

@@ -5,7 +5,7 @@ GPU from the lengths.
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.hopper.primitives import lane, warp_reduce, warp_scan
+from pallas_kernels.hopper.warps import lane, warp_reduce, warp_scan
 
 
 def shares(total, blocks):

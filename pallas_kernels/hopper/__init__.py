@@ -1,1 +1,1 @@
-"""What the kernels for Hopper GPUs share."""
+"""What the Mosaic GPU kernels need below Pallas's own operations."""

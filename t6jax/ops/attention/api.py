@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention import forward, gradient
 from pallas_kernels.attention.teams import utilization
-from pallas_kernels.hopper.primitives import multiprocessors
+from pallas_kernels.device import multiprocessors
 from t6jax.ops import names
 from t6jax.ops.on_gpu import on_hopper
 from t6jax.ops.precision import accumulator

@@ -29,7 +29,7 @@ from tests.pallas_kernels.oracle import rotation
 )
 @pytest.mark.usefixtures("triton_interpreter")
 def test_matches_algorithm_1(sizes, options, monkeypatch):
-    monkeypatch.setattr(triton, "_multiprocessors", lambda: 4)  # fewer programs to interpret
+    monkeypatch.setattr(triton, "multiprocessors", lambda: 4)  # fewer programs to interpret
     check(CacheLayout(*sizes), [130, 0, 1, 65], capacity=133, kernel="triton", **options)
 
 
