@@ -1,9 +1,11 @@
 """How good a checkpoint is.
 
-python eval.py --ckpt=DIR [--data=FOLDER] [--batches=N]      validation loss, perplexity, bits a
-byte python eval.py --ckpt=DIR --bpb=TEXTS                        bits a byte of any text, by
-sliding windows python eval.py --ckpt=DIR [--ckpt=DIR ...] --tasks=paper     the paper's benchmarks,
-by lm-evaluation-harness
+usage: python eval.py --ckpt=DIR [--data=FOLDER] [--batches=N]
+           validation loss, perplexity, bits a byte
+       python eval.py --ckpt=DIR --bpb=TEXTS
+           bits a byte of any text, by sliding windows
+       python eval.py --ckpt=DIR [--ckpt=DIR ...] --tasks=paper
+           the paper's benchmarks, by lm-evaluation-harness
 """
 
 from absl import flags
@@ -69,7 +71,15 @@ APPLY_CHAT_TEMPLATE = flags.DEFINE_bool(
 
 def main(argv):
     from t6jax.errors import InputError
+    from t6jax.runs import locate, require_path
 
+    # what can be checked without JAX, which takes seconds to import
+    for ckpt in CKPT.value:
+        locate(ckpt)
+    require_path("--data", DATA.value)
+    require_path("--bpb", BPB.value)
+    if len(CKPT.value) > 1 and not TASKS.value:
+        raise InputError("--ckpt: several checkpoints go with --tasks; give one")
     if TASKS.value:
         from t6jax.programs.tasks import Options, tasks_program
 
@@ -90,8 +100,6 @@ def main(argv):
 
     from t6jax.programs.evaluation import bpb_program, eval_program
 
-    if len(CKPT.value) > 1:
-        raise InputError("--ckpt: several checkpoints go with --tasks; give one")
     if BPB.value:
         return bpb_program(CKPT.value[0], BPB.value, STRIDE.value)
     return eval_program(CKPT.value[0], DATA.value, BATCH_SIZE.value, BATCHES.value)

@@ -1,5 +1,7 @@
-"""Continues a text. usage: python generate.py --ckpt=DIR [--prompt="..."]; without --prompt, from
-standard input
+"""Continues a text.
+
+usage: python generate.py --ckpt=DIR [--prompt="..."]
+           without --prompt, the text is read from standard input
 """
 
 from absl import flags
@@ -25,6 +27,9 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main(argv):
+    from t6jax.runs import locate
+
+    locate(CKPT.value)  # before JAX is imported, which takes seconds
     from t6jax.programs.generation import generate_program
 
     sampling = {

@@ -1,14 +1,17 @@
-"""Pretraining. usage: python train.py --config=configs/FILE.py [--workdir=DIR] [--config.KEY=VALUE
-...] [--dry_run]
+"""Pretraining.
+
+usage: python train.py --config=configs/FILE.py [--workdir=DIR] [--config.KEY=VALUE ...] [--dry_run]
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from t6jax.programs.flags import run
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "(required) The experiment: a file of configs/.", lock_config=True
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "(required) The experiment: a Python file with get_config(), as those of configs/.",
+    required=True,
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; default runs/<name of the config file>."
@@ -26,15 +29,14 @@ PROCESS_ID = flags.DEFINE_integer(
 DEAD_AFTER = flags.DEFINE_integer(
     "dead_after", 60, "Seconds without a sign of a process until the others end.", lower_bound=1
 )
-flags.mark_flag_as_required("config")
 
 
-def main(argv):
+def main(argv, overrides):
     from t6jax.programs.training import train_program
 
     return train_program(
         CONFIG.value,
-        config_flags.get_config_filename(flags.FLAGS["config"]),
+        overrides,
         WORKDIR.value,
         DRY_RUN.value,
         COORDINATOR.value,
@@ -45,4 +47,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, overrides=True)

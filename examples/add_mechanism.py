@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import t6jax
-from t6jax.attention import MECHANISMS, Attention, AttentionConfig
+from t6jax.attention import Attention, AttentionConfig
 from t6jax.ops.attention import causal_attention
 from t6jax.ops.decode import decode_dense
 
@@ -46,6 +46,7 @@ class TiedKV(Attention):
         return decode_dense(query, keys, u, lengths)
 
 
+@t6jax.register
 @dataclasses.dataclass(frozen=True)
 class TiedKVConfig(AttentionConfig):
     """The mechanism's keys in a config; num_heads, head_dim and head_norm are inherited."""
@@ -59,9 +60,6 @@ class TiedKVConfig(AttentionConfig):
 
     def input_parameter_count(self, d_model: int) -> int:
         return 2 * d_model * self.num_heads * self.head_dim  # W^Q and W^U; W^O is counted for all
-
-
-MECHANISMS[TiedKVConfig.name] = TiedKVConfig
 
 
 def main() -> float:

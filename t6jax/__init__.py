@@ -6,6 +6,8 @@ from typing import Any
 # name -> where it lives. Each is imported when it is first used: processes that only handle data
 # never load JAX.
 _HOMES = {
+    "AttentionConfig": "attention",
+    "register": "attention",
     "__version__": "_version",
     "ModelConfig": "config",
     "InputError": "errors",

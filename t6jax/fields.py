@@ -126,7 +126,7 @@ def build[T](cls: type[T], values: Any, path: str) -> T:
     require_section(values, path, keys)
     for name in values:
         if name not in keys:
-            raise InputError(f"{joined(path, name)} is unknown{nearest(name, keys)}")
+            raise InputError(f"{joined(path, name)} is unknown{nearest(name, keys, path)}")
     missing = [k.name for k in keys.values() if k.default is dataclasses.MISSING]
     missing = [name for name in missing if name not in values]
     if missing:
@@ -145,12 +145,12 @@ def require_section(values: Any, path: str, keys: Iterable[str]) -> None:
         )
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """What follows "... is unknown": the nearest name, and all there are."""
+def nearest(name: str, names: Iterable[str], where: str = "") -> str:
+    """What follows "... is unknown": the nearest name, and all that `where` has."""
     names = list(names)
     near = difflib.get_close_matches(str(name), names, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"{meant}; the keys there are {', '.join(names) or 'none yet'}"
+    return f"{meant}; the keys of {where or 'the config'} are {', '.join(names) or 'none'}"
 
 
 def joined(path: str, name: str) -> str:

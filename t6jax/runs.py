@@ -82,6 +82,12 @@ def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
     return path, steps
 
 
+def require_path(flag: str, path: str | None) -> None:
+    """Raises InputError if a flag names a path where there is nothing."""
+    if path is not None and not pathlib.Path(path).exists():
+        raise InputError(f"{flag}={path}: there is no such file or folder")
+
+
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     """The steps with a finished checkpoint, newest first."""
     folder = workdir / CHECKPOINTS

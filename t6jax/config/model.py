@@ -1,6 +1,7 @@
 """What defines a model: ModelConfig, to and from plain dicts."""
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -91,18 +92,40 @@ class ModelConfig(Section):
 
 
 def attention_from_dict(values: Mapping[str, Any]) -> "AttentionConfig":
-    """A mechanism's config from its `name` and keys."""
+    """A mechanism's config from its `name`, its keys, and for a mechanism of one's own `module`."""
+    settings = {key: value for key, value in values.items() if key not in ("name", "module")}
+    return build(mechanism(values), settings, "model.attention")
+
+
+def mechanism(values: Mapping[str, Any]) -> "type[AttentionConfig]":
+    """The mechanism that `name` names; `module` is imported for one that is not registered yet.
+
+    Raises:
+        InputError: there is no such mechanism.
+    """
     from t6jax.attention import MECHANISMS
 
-    settings = dict(values)
-    name = settings.pop("name", None)
+    name, module = values.get("name"), values.get("module") or ""
+    if name not in MECHANISMS and module:
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise InputError(
+                f"model.attention.module={module!r}, which registers {name!r}, cannot be imported "
+                f"({e}): run from its folder, or put that on PYTHONPATH"
+            ) from e
     if name not in MECHANISMS:
+        known = ", ".join(MECHANISMS)
         raise InputError(
-            f"model.attention.name must be one of {', '.join(MECHANISMS)}; got {name!r}"
+            f"model.attention.name must be one of {known}, or registered by t6jax.register in the "
+            f"module that model.attention.module names; got {name!r}"
         )
-    return build(MECHANISMS[name], settings, "model.attention")
+    return MECHANISMS[name]
 
 
 def attention_to_dict(attention: "AttentionConfig") -> dict[str, Any]:
     """The inverse of attention_from_dict."""
-    return {"name": attention.name} | dataclasses.asdict(attention)
+    module = type(attention).__module__
+    own = not module.startswith("t6jax.") and module != "__main__"
+    where = {"module": module} if own else {}
+    return {"name": attention.name} | where | dataclasses.asdict(attention)

@@ -78,7 +78,7 @@ def validation_batches(
     context_length: int,
     vocab_size: int,
     max_batches: int | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> "ValidationBatches":
     """Batches of the validation shards, the same windows in the same order each time.
 
     Several sources are interleaved in proportion to their weights until one of them ends.
@@ -101,7 +101,20 @@ def validation_batches(
     dataset = _mixture(sources, "val", context_length, vocab_size, order)
     dataset = dataset.batch(batch_size, drop_remainder=False)
     count = len(dataset) if max_batches is None else min(max_batches, len(dataset))
-    return (_fill_up(dataset[i], batch_size) for i in range(count))
+    return ValidationBatches((_fill_up(dataset[i], batch_size) for i in range(count)), count)
+
+
+class ValidationBatches(Iterator[tuple[np.ndarray, np.ndarray]]):
+    """An iterator over validation batches; its length is that of all of them."""
+
+    def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int):
+        self._batches, self._count = batches, count
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        return next(self._batches)
+
+    def __len__(self) -> int:
+        return self._count
 
 
 def _fill_up(rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from t6jax.model import T6, model_inputs
 # a table of V x V counts is kept for vocabularies up to this size
 LARGEST_BIGRAM_VOCABULARY = 2048
 LARGEST_COUNTED_SAMPLE = 10**8
+BATCHES_AHEAD = 2
 
 
 def loss_sums(
@@ -66,9 +67,13 @@ def validation_loss(
         if sharding is None
         else jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
     )
-    # looked at when all are launched, so that the device need not wait for the host; summed in
-    # float64
-    sums = [loss_sums(params, *map(put, batch)) for batch in batches]
+    # the host stays a few batches ahead, so that the device need not wait for it, and no more, so
+    # that a progress bar around `batches` tells the truth; summed in float64
+    sums = []
+    for batch in batches:
+        sums.append(loss_sums(params, *map(put, batch)))
+        if len(sums) > BATCHES_AHEAD:
+            jax.block_until_ready(sums[-1 - BATCHES_AHEAD])
     nats, tokens = np.asarray(jax.device_get(sums), np.float64).reshape(-1, 2).sum(axis=0)
     return (float(nats / tokens) if tokens else math.nan), int(tokens)
 

@@ -1,13 +1,15 @@
-"""What eval.py calls."""
+"""What eval.py calls. The flags' paths are checked before this module, and JAX, are imported."""
 
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
 from t6jax.config import DataConfig
-from t6jax.data.batches import validation_batches
+from t6jax.data.batches import ValidationBatches, validation_batches
 from t6jax.data.corpus import kept_path, load_corpus, run_tokenizer
 from t6jax.data.documents import documents
 from t6jax.data.manifest import check_data, read_manifest
@@ -21,14 +23,19 @@ from t6jax.runs import locate, read_data_config
 
 
 def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
-    """Prints the validation loss of a checkpoint beside the entropies of the same text under the
+    """Prints the validation loss of a checkpoint next to the entropies of the same text under the
     run's training counts.
 
-    data: other text, all of it, or other shards, those for validation; None: the run's own
-        validation data.
+    Args:
+        ckpt: a run's directory, or one step's.
+        data: other text, all of it, or other shards, those for validation; None: the run's own
+            validation data.
+        batch_size: sequences in a batch.
+        batches: at most so many of them; None: all.
     """
     workdir, _ = locate(ckpt)
     data_config = read_data_config(workdir)
+    _note(f"loading {ckpt} ...")
     model, config = load(ckpt)
     try:
         own = load_corpus(workdir, data_config, config.vocab_size)
@@ -44,33 +51,39 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
                 workdir, data_config, data, pathlib.Path(scratch), config.vocab_size
             )
             sources = [(folder, 1.0)]
-        validation_set = lambda: validation_batches(
-            sources,
-            batch_size=batch_size,
-            context_length=config.context_length,
-            vocab_size=config.vocab_size,
-            max_batches=batches,
-        )
+
+        def validation_set() -> ValidationBatches:
+            return validation_batches(
+                sources,
+                batch_size=batch_size,
+                context_length=config.context_length,
+                vocab_size=config.vocab_size,
+                max_batches=batches,
+            )
+
         graph, state = nnx.split(model)
         masked = (
             run_tokenizer(workdir, data_config).document_start
             if data_config.document_masking
             else None
         )
-        loss, tokens = validation_loss(
-            make_loss_sums(graph, masked), nnx.to_pure_dict(state), validation_set()
-        )
+        rows = validation_set()
+        tokens = len(rows) * batch_size * config.context_length
+        _note(f"compiling, then evaluating {tokens:,} tokens or a little fewer ...")
+        # a bar on a terminal, with the rate and the time that is left
+        with tqdm(rows, total=len(rows), unit="batch", disable=None) as bar:
+            loss, tokens = validation_loss(
+                make_loss_sums(graph, masked), nnx.to_pure_dict(state), bar
+            )
         baseline = entropies(own.sources, config.vocab_size, validation_set()) if own else None
         print(report(loss, tokens, baseline, bytes_per_token))
     return 0
 
 
 def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
-    """Prints nats a token, bits a byte and perplexity of all of a text, or of each text of a
-    folder, by sliding windows.
+    """Prints nats a token, bits a byte and perplexity of a text, or of all texts of a folder, by
+    sliding windows.
     """
-    if not pathlib.Path(path).exists():
-        raise InputError(f"--bpb={path}: there is no such file or folder")
     workdir, _ = locate(ckpt)
     model, config = load(ckpt)
     tokenizer = run_tokenizer(workdir, read_data_config(workdir))
@@ -91,6 +104,7 @@ def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
             t.tolist(), tokenizer.document_start, config.context_length, stride
         )
     )
+    _note(f"compiling, then scoring {count:,} tokens ...")
     nats = total_nats(scorer, windows, count)
     print(
         f"{len(texts)} texts, {sum(map(len, texts)):,} bytes, {count:,} tokens; windows of "
@@ -100,16 +114,16 @@ def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
     return 0
 
 
+def _note(text: str) -> None:
+    """Says what takes time, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _other_data(
     workdir: pathlib.Path, config: DataConfig, data: str, scratch: pathlib.Path, vocab_size: int
 ) -> tuple[pathlib.Path, float | None]:
     """(a folder with shards for validation, bytes a token where known)."""
     path = pathlib.Path(data)
-    if not path.exists():
-        raise InputError(
-            f"there is no data in {data}: give --data=FOLDER of token shards, or a text file or "
-            "folder"
-        )
     if path.is_dir() and any(path.glob("*.bin")):
         find_shards(path, "val")
         manifest = read_manifest(path) and check_data(

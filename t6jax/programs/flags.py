@@ -1,9 +1,13 @@
-"""The flags of train.py, eval.py and generate.py: absl's, with configs and their overrides."""
+"""The flags of train.py, eval.py and generate.py: absl's, and --config.KEY=VALUE."""
 
 import difflib
+import inspect
 import os
+import pathlib
 import sys
+import textwrap
 from collections.abc import Callable
+from typing import Any
 
 from t6jax.command_line import exit_status
 from t6jax.errors import InputError
@@ -12,84 +16,92 @@ from t6jax.extras import needs
 with needs("train"):
     import absl.logging
     from absl import app, flags
-    from ml_collections import ConfigDict, config_flags
+
+WIDTH = 100
+REQUIRED = "(required)"  # how the help of a required flag begins
+HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+RUNS_CONFIG = (
+    "The config is the run's own, which training wrote to its config.json; `python train.py "
+    "--help` lists the keys."
+)
 
 
-def run(main: Callable[[list[str]], int]) -> None:
+def run(main: Callable[..., int], *, overrides: bool = False) -> None:
     """Parses absl's flags, runs main(argv) and exits.
 
     An InputError, or a flag that does not parse, ends the program with one sentence.
+
+    Args:
+        overrides: --config.KEY=VALUE may be given; main(argv, overrides) takes the pairs.
     """
     # XLA's and Orbax's notes on their own workings; errors still show
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl.logging.set_verbosity(absl.logging.ERROR)
-    app.run(
-        lambda argv: exit_status(lambda: main(argv)),
-        flags_parser=_parse_or_exit,
-    )
+    here = str(pathlib.Path.cwd())
+    if here not in sys.path:  # as python -m has it: a mechanism of one's own may lie there
+        sys.path.append(here)
+    given: list[Any] = []
+
+    def parse(argv: list[str]) -> list[str]:
+        if any(argument in HELP for argument in argv[1:]):
+            print(help_text(inspect.getdoc(inspect.getmodule(main)) or "", config_keys=overrides))
+            sys.exit(0)
+        if overrides:
+            from t6jax.programs.config_file import split_overrides
+
+            argv, found = split_overrides(argv)
+            given.append(found)
+        rest: list[str] = []
+        if status := exit_status(lambda: rest.extend(_parse(argv))):
+            sys.exit(status)
+        return rest
+
+    app.run(lambda argv: exit_status(lambda: main(argv, *given)), flags_parser=parse)
 
 
-def _parse_or_exit(argv: list[str]) -> list[str]:
-    rest: list[str] = []
-    if status := exit_status(lambda: rest.extend(_parse(argv))):
-        sys.exit(status)
-    return rest
+def help_text(usage: str, *, config_keys: bool) -> str:
+    """What --help prints: the usage, the flags, and the config's keys or where they are."""
+    lines = [usage, "", "flags:"]
+    for flag in sorted(_flags(), key=lambda f: (REQUIRED not in f.help, f.name)):
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+        default = "" if flag.default is None else f" (default {flag.default_as_str})"
+        lines += entry(name + default, flag.help)
+    if config_keys:
+        from t6jax.programs.config_keys import listing
+
+        lines += ["", *listing(entry)]
+    else:
+        lines += ["", *textwrap.wrap(RUNS_CONFIG, WIDTH)]
+    return "\n".join(lines)
+
+
+def entry(name: str, text: str) -> list[str]:
+    """A name and, indented below it, what it means."""
+    indent = " " * 6
+    return [
+        f"  {name}",
+        *textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent),
+    ]
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = app.parse_flags_with_usage(argv)
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-    ) as e:  # what ml_collections raises for a wrong key or type
-        if unknown := _unknown_key(argv):
-            raise InputError(unknown) from e
-        text = str(e.args[0] if e.args else e).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        raise InputError(f"in the config or its overrides: {' '.join(text.split())}") from e
-    except BrokenPipeError:  # of standard output, under --help | head
-        raise
-    except OSError as e:  # of a missing file, where an override needs it
-        name = config_flags.get_config_filename(_file_alone(argv)["config"])
-        raise InputError(f"--config={name}: there is no such config file") from e
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as e:
+        near = difflib.get_close_matches(e.flagname, [flag.name for flag in _flags()], n=1)
+        meant = f"did you mean --{near[0]}?" if near else "--help lists them"
+        raise InputError(f"--{e.flagname}: there is no such flag; {meant}") from e
+    except flags.Error as e:
+        for flag in _flags():
+            if flag.value is None and flag.help.startswith(REQUIRED):
+                meaning = flag.help.removeprefix(REQUIRED).strip()
+                raise InputError(f"--{flag.name} is required: {meaning} (see --help)") from e
+        raise InputError(f"{' '.join(str(e).split())} (see --help)") from e
     if len(rest) > 1:
         raise InputError(f"{rest[1]!r} is not a flag; flags begin with -- (see --help)")
     return rest
 
 
-def _unknown_key(argv: list[str]) -> str | None:
-    """A sentence on the first --config.KEY that the config does not have; None if it has all."""
-    try:
-        values = _file_alone(argv)
-    except (AttributeError, KeyError, TypeError):  # an error in the config file itself
-        return None
-    if not isinstance(values.config, ConfigDict):
-        return None
-    for argument in argv:
-        name = argument.split("=")[0].lstrip("-")
-        if not argument.startswith("-") or not name.startswith("config."):
-            continue
-        found, path = values.config, []
-        for key in name.split(".")[1:]:
-            where = ".".join(path) or "the config"
-            if not isinstance(found, ConfigDict):
-                return f"--{name}: there is no such key; {where} is a value, with no keys below it"
-            if key not in found:
-                near = difflib.get_close_matches(key, found, n=1)
-                meant = f" (did you mean {near[0]}?)" if near else ""
-                return (
-                    f"--{name}: there is no such key{meant}; the keys of {where} are "
-                    f"{', '.join(found) or 'none yet'}"
-                )
-            found = found[key]
-            path.append(key)
-    return None
-
-
-def _file_alone(argv: list[str]) -> flags.FlagValues:
-    """The flag --config as given, without overrides."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
-    values(argv, known_only=True)
-    return values
+def _flags() -> list[flags.Flag]:
+    """The flags that the program itself defines."""
+    return flags.FLAGS.get_key_flags_for_module(sys.argv[0])

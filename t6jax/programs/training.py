@@ -3,20 +3,18 @@
 import os
 import pathlib
 
-from t6jax.config import RunConfig
 from t6jax.errors import InputError
-from t6jax.extras import needs
-from t6jax.parallel.processes import start
-from t6jax.training.dry_run import dry_run_report
-from t6jax.training.loop import train
-
-with needs("train"):
-    from ml_collections import ConfigDict
+from t6jax.programs.config_file import (
+    Overrides,
+    check_overrides,
+    load_config,
+    require_config_file,
+)
 
 
 def train_program(
-    config: ConfigDict,
     config_file: str,
+    overrides: Overrides,
     workdir: str | None,
     dry_run: bool,
     coordinator: str | None = None,
@@ -24,25 +22,36 @@ def train_program(
     process_id: int | None = None,
     dead_after: int = 60,
 ) -> int:
-    """Trains, or prints what a run would be; the last four as t6jax.parallel.processes.start takes
-    them.
+    """Trains, or prints what a run would be.
+
+    Args:
+        config_file: a file with get_config(), FILE or FILE:TEXT.
+        workdir: the run's directory; None: runs/<name of the config file>.
+        coordinator, num_processes, process_id, dead_after: see t6jax.parallel.processes.start.
+
+    Returns:
+        The exit code: 128 + the signal that ended training, so that what follows `train.py &&`
+        does not run.
     """
-    try:
-        run = RunConfig.from_dict(config.to_dict())
-    except (
-        OSError
-    ) as e:  # ml_collections holds back the error of a missing file until the config is used
-        raise InputError(f"--config={config_file}: there is no such config file") from e
+    # what can be checked without JAX, which takes seconds to import
+    name = pathlib.Path(require_config_file(config_file)).stem
+    check_overrides(overrides)
+    if workdir is not None and pathlib.Path(workdir).is_file():
+        raise InputError(f"--workdir={workdir} is a file: name a folder")
+    config = load_config(config_file, overrides)
     if dry_run:
         # as in aot.py, for this process's own look at the GPU
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        print(dry_run_report(run))
+        from t6jax.training.dry_run import dry_run_report
+
+        for line in dry_run_report(config):
+            print(line, flush=True)
         return 0
-    # of a GPU's memory, JAX by itself takes 75 %
+    # JAX itself takes 75 % of a GPU's memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    from t6jax.parallel.processes import start
+    from t6jax.training.loop import train
+
     start(coordinator, num_processes, process_id, dead_after)
-    workdir = workdir or pathlib.Path("runs", pathlib.Path(config_file.split(":")[0]).stem)
-    stopped = train(run, workdir)
-    return (
-        128 + stopped if stopped else 0
-    )  # as the shell has it, so that what follows `train.py &&` does not run
+    stopped = train(config, workdir or pathlib.Path("runs", name))
+    return 128 + stopped if stopped else 0

@@ -1,6 +1,8 @@
 """What a run is and needs, for --dry_run: model, memory, time and the compiled step."""
 
 import math
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,8 +22,10 @@ ASSUMED_MFU = 0.45
 ESTIMATED_FOR = "H200"  # if the devices' own peak is not known
 
 
-def dry_run_report(config: RunConfig) -> str:
+def dry_run_report(config: RunConfig) -> Iterator[str]:
     """Describes a run without allocating its arrays, and without the devices that it asks for.
+
+    Yields lines, those that need no compilation first.
 
     Raises:
         InputError: training would refuse the config too, or its step does not compile.
@@ -55,21 +59,27 @@ def dry_run_report(config: RunConfig) -> str:
         f"{m.dtype}",
         "mesh": f"{axes} (here: {jax.device_count()} x {jax.devices()[0].device_kind})",
     }
+    yield from map(_line, lines.items())
+    print(f"compiling the step for {mesh.size} device(s) ...", file=sys.stderr, flush=True)
     plan = compile_for(config_on(config, mesh.shape), mesh.size)
     gib = {name: plan[name] / 2**30 for name in ("arguments", "temporary")}
-    lines["compiled"] = (
+    compiled = (
         f"for {mesh.size} x {plan['device']} in {plan['seconds']:.0f} s: {gib['temporary']:.2f} "
         "GiB a device of gradients, "
         f"activations and scratch, {sum(gib.values()):.2f} GiB with what is stored"
     )
     if plan["device"] == VIRTUAL:
-        lines["compiled"] += "; a GPU needs about as much, or up to a quarter less"
+        compiled += "; a GPU needs about as much, or up to a quarter less"
     sent = [
         f"{count:,} {kind} over {' x '.join(axes)}, {size / 1e9:.3g} GB"
         for kind, axes, count, size in plan["collectives"]
     ]
-    lines["sends a step"] = f"\n{'':<17}".join(sent) or "nothing"
-    return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
+    yield _line(("compiled", compiled))
+    yield _line(("sends a step", f"\n{'':<17}".join(sent) or "nothing"))
+
+
+def _line(item: tuple[str, str]) -> str:
+    return f"{item[0]:<16} {item[1]}"
 
 
 def config_on(config: RunConfig, mesh: dict[str, int]) -> RunConfig:
@@ -80,7 +90,7 @@ def config_on(config: RunConfig, mesh: dict[str, int]) -> RunConfig:
 def _model(m: ModelConfig) -> str:
     """The mechanism and its keys: R_Q, R_K, R_V first."""
     settings = m.to_dict()["attention"]
-    keys = [key for key in settings if key not in ("name", "num_heads", "head_dim")]
+    keys = [key for key in settings if key not in ("name", "module", "num_heads", "head_dim")]
     keys.sort(key=lambda key: (not key.startswith("rank_"), key != "rank_q"))
     return (
         f"{m.attention.name}: L {m.num_layers}, d_model {m.d_model}, h {m.attention.num_heads}, "

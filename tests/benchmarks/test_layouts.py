@@ -5,8 +5,6 @@ import re
 import shlex
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from benchmarks.layouts import (
     GPUS_PER_NODE,
@@ -22,6 +20,7 @@ from benchmarks.layouts import (
 )
 from benchmarks.tables import row
 from t6jax.config import RunConfig
+from t6jax.programs.config_file import load_config, split_overrides
 from t6jax.training.layout import mesh_for
 from tests.conftest import ROOT
 
@@ -85,13 +84,9 @@ def config_of(command: str) -> tuple[dict, int]:
         )
         assert len(own) == 2
         given = [f"--config={given[0]}", *own, *given[1:]]
-    argv = ["train.py", *given]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_bool("dry_run", False, "", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    values(argv)
-    return values.config.to_dict(), nodes * GPUS_PER_NODE
+    rest, overrides = split_overrides(given)
+    (file,) = (flag.removeprefix("--config=") for flag in rest if flag.startswith("--config="))
+    return load_config(str(ROOT / file), overrides).to_dict(), nodes * GPUS_PER_NODE
 
 
 def test_the_pages_show_commands_of_all_kinds():

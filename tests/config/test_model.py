@@ -21,7 +21,7 @@ def test_the_mlp_is_as_wide_as_published_unless_set():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 3}, "model.depth is unknown; the keys there are vocab_size, "),
+        ({"depth": 3}, "model.depth is unknown; the keys of model are vocab_size, "),
         ({"num_layers": "3"}, "model.num_layers must be an integer; got '3'"),
         ({"num_layers": True}, "model.num_layers must be an integer; got True"),
         ({"num_layers": 0}, "model.num_layers must be at least 1"),
