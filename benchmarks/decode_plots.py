@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterable
 
 from benchmarks.decode_tables import rate, timed
+from benchmarks.plots import pyplot
 from benchmarks.record import Record
 
 # the paper's figure: (heads, d_model)
@@ -47,7 +48,7 @@ def draw(record: Record, out: pathlib.Path) -> list[pathlib.Path]:
 
 def _figure(points: list[Record], title: str, path: pathlib.Path) -> None:
     """Microseconds by cached tokens, a panel for each batch."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     kinds = _in_order(points)
@@ -89,7 +90,7 @@ def _figure(points: list[Record], title: str, path: pathlib.Path) -> None:
 
 def _roofline(record: Record, path: pathlib.Path) -> pathlib.Path:
     """Bytes a second by the size of the cache, against the read bandwidth of the same run."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     points = [r for r in timed(record) if _kind(r) in KINDS]
@@ -128,12 +129,3 @@ def _in_order(points: Iterable[Record]) -> list[tuple[str, str]]:
 
 def _plain(value: float, _: object) -> str:
     return f"{value:,.10g}"
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    return plt

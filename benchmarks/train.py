@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import plots
 from benchmarks.device_time import device_seconds, intervals, normal
 from benchmarks.record import Record, parser, provenance, write
 from benchmarks.train_cases import CASES, TORCH, config_of
@@ -218,7 +219,7 @@ def main() -> None:
         record["torch"][name] = result
         write(args.out, "train", record)
     print("\n".join([speed(record), "", MFU, "", kinds(record)]))
-    draw(record, args.out)
+    plots.draw(draw, record, args.out)
     if failed:
         raise SystemExit(f"failed, and not in the record: {'; '.join(failed)}")
 

@@ -3,6 +3,7 @@
 import pathlib
 import statistics
 
+from benchmarks.plots import pyplot
 from benchmarks.record import Record
 from benchmarks.tables import heading, markdown
 from benchmarks.train_cases import CONTEXT, label
@@ -67,11 +68,7 @@ def kinds(record: Record) -> str:
 
 def draw(record: Record, out: pathlib.Path) -> pathlib.Path:
     """Draws where each case's time goes: microseconds a token, by kind of kernel."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     results = record["results"]
     per_token = [
         {kind: 1e3 * ms / (r["rows"] * CONTEXT) for kind, ms in r["milliseconds_by_kind"].items()}

@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from benchmarks import decode, decode_plots, decode_tables, peers, published
+from benchmarks import decode, decode_grid, decode_plots, decode_tables, peers, published
 from benchmarks.record import read
 
 
@@ -14,9 +14,11 @@ def record():
 
 
 def test_the_grid_is_the_papers():
-    paper = [(heads, batch) for name, heads, batch, _ in decode.grid(False) if name == decode.PAPER]
+    paper = [
+        (heads, batch) for name, heads, batch, _ in decode_grid.grid(False) if name == decode.PAPER
+    ]
     assert paper == [(heads, batch) for heads in (16, 32, 48) for batch in (1, 2, 4, 8, 16)]
-    for *_, lengths in decode.grid(False)[:15]:
+    for *_, lengths in decode_grid.grid(False)[:15]:
         assert lengths == [2**i for i in range(12, 20)]
 
 
@@ -34,20 +36,21 @@ def test_every_mechanism_is_timed_at_every_batch_of_the_grid(monkeypatch):
 
     monkeypatch.setattr(decode.other_kernels, "run", run)
     monkeypatch.setattr(decode.published, "compile_ahead", lambda *_: None)
-    decode.time_peers("DIR", quick=False)
-    decode.time_published("DIR", quick=False)
+    decode.time_peers("DIR", decode_grid.grid(False))
+    decode.time_published("DIR", decode_grid.grid(False))
     seen = collections.defaultdict(set)
     for case in timed["benchmarks.peers"] + timed["benchmarks.published"]:
         seen[case["name"], case["implementation"], case["heads"]].add(
             (case["batch"], case["length"])
         )
-    grid = {(batch, length) for batch in decode.BATCHES for length in decode.LENGTHS}
+    grid = {(batch, length) for batch in decode_grid.BATCHES for length in decode_grid.LENGTHS}
     for name in (*peers.ATTENTION, "FlashMLA"):
-        for heads in decode.PAPER_HEADS:
+        for heads in decode_grid.PAPER_HEADS:
             kind = "FlashMLA" if name == "FlashMLA" else "FlashAttention-3"
             assert seen[name, kind, heads] == grid
-    assert seen[decode.PAPER, "published Triton", 32] == grid
-    for name, heads in decode.TRAINED_HEADS.items():
+    compiled = {(b, m) for b, m in grid if m in decode_grid.COMPILED_LENGTHS}
+    assert seen[decode.PAPER, "published Triton", 32] == compiled
+    for name, heads in decode_grid.TRAINED_HEADS.items():
         for implementation in published.IMPLEMENTATIONS:
             assert (16, 2**17) in seen[name, implementation, heads]
 
@@ -103,3 +106,19 @@ def test_the_authors_kernel_has_a_column_and_its_failures_a_reason(record, tmp_p
     )
     assert "no room" in "\n".join(decode_tables.every_result(record))
     decode_plots.draw(record, tmp_path)
+
+
+def test_a_record_is_completed_by_a_second_run(record):
+    def part(heads):
+        kept = [r for r in record["results"] if r["heads"] in heads]
+        return record | {"results": kept, "cases": record["cases"] if 32 in heads else []}
+
+    first, second = part({32, 34, 47, 61, 78}), part({16, 48})
+    assert first["results"] and second["results"]
+    whole = decode.updated(first, second)
+    assert whole["cases"] == record["cases"]
+    assert sorted(map(str, whole["results"])) == sorted(map(str, record["results"]))
+    assert decode.updated(whole, second)["results"][-1] == whole["results"][-1]
+    assert len(decode.updated(whole, second)["results"]) == len(record["results"])
+    with pytest.raises(SystemExit, match="--update: the record's commit is"):
+        decode.updated(first, second | {"commit": "another"})
