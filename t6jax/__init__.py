@@ -3,29 +3,34 @@
 import importlib
 from typing import Any
 
-# name -> where it lives. Each is imported when it is first used: processes that only handle data
-# never load JAX.
-_HOMES = {
+# name -> the module that defines it. Each is imported when it is first used: processes that only
+# handle data never load JAX.
+_MODULES = {
     "AttentionConfig": "attention",
     "register": "attention",
     "__version__": "_version",
     "ModelConfig": "config",
     "InputError": "errors",
+    "Sampling": "generation",
     "generate": "generation",
+    "stream": "generation",
     "from_reference": "interop.reference",
     "T6": "model",
     "decode": "ops.decode",
+    "FixedFactors": "ops.tpa_cache",
     "TPACache": "ops.tpa_cache",
+    "TPAEntry": "ops.tpa_cache",
     "TPAQuery": "ops.tpa_cache",
     "load": "loading",
+    "load_tokenizer": "generation",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 't6jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"t6jax.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"t6jax.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

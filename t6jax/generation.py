@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import pathlib
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +13,27 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from t6jax.data.corpus import run_tokenizer
+from t6jax.data.tokenizers import Tokenizer
 from t6jax.errors import InputError
 from t6jax.model import T6
+from t6jax.runs import locate, read_data_config
 
 SHORTEST_PREFILL = 16
-# tokens that the device makes before the host looks at them again
-CHUNK = 8
+# tokens that the device generates before the host reads them
+STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn from the logits.
 
-    temperature: 0 takes the likeliest. top_k: only among the k likeliest; 0: all. top_p: only among
-    the likeliest whose probabilities, summed from the top, reach p; 1: all. vocab_size: only ids
-    below it; 0: all.
+    Attributes:
+      temperature: of the softmax; 0 takes the likeliest token.
+      top_k: draws only among the k likeliest tokens; 0: all.
+      top_p: draws only among the likeliest tokens whose probabilities, summed from the top, reach
+        p; 1: all.
+      vocab_size: draws only ids below it; 0: all.
     """
 
     temperature: float = 0.0
@@ -41,8 +50,8 @@ class Sampling:
             raise InputError(f"top_p must lie in (0, 1]; got {self.top_p}")
 
     def kind(self) -> "Sampling":
-        """What has to be compiled anew: all but the values of temperature and top_p, which `draw`
-        takes traced.
+        """What a compiled program depends on: all but the values of temperature and top_p, which
+        `draw` takes as arrays.
         """
         return dataclasses.replace(
             self, temperature=float(self.temperature > 0), top_p=1.0 if self.top_p == 1 else 0.5
@@ -55,8 +64,13 @@ class Sampling:
         temperature: Float[Array, ""] | float | None = None,
         top_p: Float[Array, ""] | float | None = None,
     ) -> Int[Array, "B"]:
-        """One token for each row. temperature and top_p: in place of its own, where those are not 0
-        and not 1.
+        """One token for each row.
+
+        Args:
+          logits: [B, V].
+          key: of the draw.
+          temperature: replaces the attribute, where that is not 0.
+          top_p: replaces the attribute, where that is not 1.
         """
         if self.vocab_size:
             logits = jnp.where(jnp.arange(logits.shape[-1]) < self.vocab_size, logits, -jnp.inf)
@@ -79,8 +93,14 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """tokens: each sequence's newest, not in the caches yet. lengths: what the caches hold. done:
-    has met a stop token.
+    """The state of decoding.
+
+    Attributes:
+      caches: one for each layer.
+      tokens: the newest token of each sequence, which the caches do not hold yet.
+      lengths: the tokens of each sequence that the caches hold.
+      done: whether the sequence has met a stop token.
+      key: of the next draw.
     """
 
     caches: tuple
@@ -90,19 +110,120 @@ class _State:
     key: Key[Array, ""]
 
 
+@overload
 def generate(
-    model: T6, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options
-) -> list[list[int]]:
-    """The tokens that follow each prompt: at most max_new_tokens, up to and without the first stop
-    token.
+    model: T6,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    tokenizer: Tokenizer,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    stop_tokens: Sequence[int] | None = ...,
+    vocab_size: int | None = ...,
+    max_length: int | None = ...,
+) -> list[str]: ...
 
-    Takes `stream`'s options.
+
+@overload
+def generate(
+    model: T6,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    tokenizer: Tokenizer | None = ...,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    stop_tokens: Sequence[int] | None = ...,
+    vocab_size: int | None = ...,
+    max_length: int | None = ...,
+) -> list[list[int]]: ...
+
+
+def generate(
+    model: T6,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop_tokens: Sequence[int] | None = None,
+    vocab_size: int | None = None,
+    max_length: int | None = None,
+) -> list[str] | list[list[int]]:
+    """Continues each prompt, up to and without its first stop token.
+
+    Args:
+      model: the model, as t6jax.load gives it.
+      prompts: token ids, each prompt beginning with the tokenizer's document_start; or strings,
+        which need a tokenizer.
+      max_new_tokens: the most tokens that are generated for each prompt.
+      tokenizer: what strings are encoded with; t6jax.load_tokenizer gives a run's.
+      temperature, top_k, top_p: see Sampling; the default is greedy.
+      seed: of the draws; equal calls give equal tokens.
+      stop_tokens: ids that end a sequence; default the tokenizer's document_start, where there is
+        a tokenizer.
+      vocab_size: only ids below it are drawn; default the tokenizer's, or else the model's.
+      max_length: tokens that the caches have room for, prompt and new ones together; default the
+        model's context_length.
+
+    Returns:
+      The new tokens of each prompt, or, for strings, the text of them.
+
+    Raises:
+      InputError: what does not fit or is outside the vocabulary, or strings without a tokenizer.
     """
+    strings = isinstance(prompts[0], str) if len(prompts) else False
+    if strings and tokenizer is None:
+        raise InputError(
+            "prompts are strings, which need a tokenizer: pass tokenizer=t6jax.load_tokenizer(run),"
+            " or token ids"
+        )
+    if strings:
+        prompts = [encode(tokenizer, prompt) for prompt in prompts]
+    if stop_tokens is None:
+        stop_tokens = () if tokenizer is None else (tokenizer.document_start,)
+    if vocab_size is None:
+        vocab_size = 0 if tokenizer is None else tokenizer.vocab_size
     rows: list[list[int]] = [[] for _ in prompts]
-    for new in stream(model, prompts, max_new_tokens, **options):
+    for new in stream(
+        model,
+        prompts,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_tokens=stop_tokens,
+        vocab_size=vocab_size,
+        max_length=max_length,
+    ):
         for row, tokens in zip(rows, new, strict=True):
             row.extend(tokens)
-    return rows
+    return [tokenizer.decode(row).decode("utf-8", "replace") for row in rows] if strings else rows
+
+
+def load_tokenizer(ckpt_dir: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer of a run, from its directory or one step's.
+
+    Raises:
+      InputError: there is no such run.
+    """
+    workdir, _ = locate(ckpt_dir)
+    return run_tokenizer(workdir, read_data_config(workdir))
+
+
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's token ids, after the token that starts a document."""
+    text = prompt.encode("utf-8", "replace")
+    return [tokenizer.document_start, *tokenizer.encode(text).tolist()]
 
 
 def stream(
@@ -118,23 +239,39 @@ def stream(
     vocab_size: int = 0,
     max_length: int | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Yields, as they are made, the next few tokens of each prompt (none for one that has met a
-    stop token).
-
-    temperature, top_k, top_p, vocab_size: see Sampling; the default is greedy.
-    seed: of the draws; equal calls give equal tokens.
-    max_length: room of the caches, prompt and new tokens together; default the model's
-        context_length.
+    """Generates like `generate`, and yields the next few tokens of each prompt as they are ready.
 
     Decoding is compiled once for a number of prompts and a max_length, whatever the lengths;
-    prefill once for each power of two that the longest prompt is padded to. Each call makes a copy
-    of the parameters in the form that decodes fastest: give model.unstacked() where many calls
-    follow. Raises InputError for what does not fit or is outside the vocabulary.
+    prefill once for each power of two that the longest prompt is padded to. Each call copies the
+    parameters into the form that decodes fastest: give model.unstacked() where many calls follow.
+
+    Args:
+      model: the model.
+      prompts: token ids of each prompt.
+      max_new_tokens: the most tokens that are generated for each prompt.
+      temperature, top_k, top_p, vocab_size: see Sampling; the default is greedy.
+      seed: of the draws; equal calls give equal tokens.
+      stop_tokens: ids that end a sequence.
+      max_length: tokens that the caches have room for, prompt and new ones together; default the
+        model's context_length. Beyond it a warning says that the model was not made for positions
+        that far.
+
+    Yields:
+      A list of new tokens for each prompt, empty for one that has met a stop token.
+
+    Raises:
+      InputError: what does not fit or is outside the vocabulary.
     """
     config = model.config
     room = config.context_length if max_length is None else max_length
     sampling = Sampling(temperature, top_k, top_p, vocab_size)
     _check_prompts(prompts, max_new_tokens, room, config.vocab_size)
+    if room > config.context_length:
+        warnings.warn(
+            f"max_length={room} exceeds the model's context_length={config.context_length}: "
+            "expect worse text beyond it, or pass a smaller max_length",
+            stacklevel=2,
+        )
     lengths = np.array([len(p) for p in prompts], np.int32)
     padded = min(room, max(SHORTEST_PREFILL, 1 << (int(lengths.max()) - 1).bit_length()))
     tokens = np.zeros((len(prompts), padded), np.int32)
@@ -147,18 +284,18 @@ def stream(
     stops = tuple(sorted(set(stop_tokens)))
     state = _prefill(graph, params, tokens, lengths, jax.random.key(seed), knobs, room, kind, stops)
     finished = np.zeros(len(prompts), bool)
-    # The state after the first token is one token ahead of the caches. Each chunk is launched
-    # before the one before it is looked at, so that the device need not wait for the host.
-    made, waiting = 1, [np.asarray(state.tokens)[None]]
-    while waiting or made < max_new_tokens:
-        if made < max_new_tokens and not finished.all():
-            steps = min(CHUNK, max_new_tokens - made)
-            state, chunk = _decode(graph, params, state, steps, knobs, kind, stops)
-            waiting.append(chunk[:steps])
-            made += steps
+    # Steps are launched before the host reads the tokens of those before them, so that the device
+    # does not wait for the host.
+    launched, pending = 1, [np.asarray(state.tokens)[None]]
+    while pending or launched < max_new_tokens:
+        if launched < max_new_tokens and not finished.all():
+            steps = min(STEPS, max_new_tokens - launched)
+            state, tokens = _decode(graph, params, state, steps, knobs, kind, stops)
+            pending.append(tokens[:steps])
+            launched += steps
         elif finished.all():
             return
-        new = np.asarray(waiting.pop(0))
+        new = np.asarray(pending.pop(0))
         rows = []
         for i in range(len(prompts)):
             row = [] if finished[i] else new[:, i].tolist()
@@ -185,9 +322,9 @@ def _prefill(graph, params, tokens, lengths, key, knobs, room, kind, stops) -> _
 @functools.partial(jax.jit, static_argnames=("graph", "kind", "stops"), donate_argnames="state")
 def _decode(
     graph, params, state, steps, knobs, kind, stops
-) -> tuple[_State, Int[Array, "CHUNK B"]]:
-    """Up to CHUNK further tokens of each sequence, `steps` of them asked for; fewer once all have
-    met a stop token.
+) -> tuple[_State, Int[Array, "STEPS B"]]:
+    """The next `steps` tokens of each sequence, at most STEPS; fewer once all have met a stop
+    token.
     """
     model = nnx.merge(graph, params)
 
@@ -201,7 +338,7 @@ def _decode(
         return i + 1, _State(caches, tokens, lengths, done, key), made.at[i].set(tokens)
 
     going = lambda carry: (carry[0] < steps) & ~jnp.all(carry[1].done)
-    made = jnp.zeros((CHUNK, len(state.tokens)), jnp.int32)
+    made = jnp.zeros((STEPS, len(state.tokens)), jnp.int32)
     _, state, made = jax.lax.while_loop(going, one, (jnp.zeros((), jnp.int32), state, made))
     return state, made
 
@@ -220,16 +357,16 @@ def _check_prompts(
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(
-                f"prompts[{i}] holds no token: begin it with the tokenizer's document_start"
+                f"prompts[{i}] has no token: begin it with the tokenizer's document_start"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(t for t in prompt if not 0 <= t < vocab_size)
             raise InputError(
-                f"prompts[{i}] holds token {wrong}, outside the model's vocabulary of {vocab_size}"
+                f"prompts[{i}] has token {wrong}, outside the model's vocabulary of {vocab_size}"
             )
         if len(prompt) + max_new_tokens > room:
             raise InputError(
                 f"prompts[{i}] of {len(prompt)} tokens and max_new_tokens={max_new_tokens} exceed "
-                f"the {room} tokens there is "
-                "room for: shorten them, or pass a larger max_length"
+                f"the {room} tokens that the caches have room for: shorten them, or pass a larger "
+                "max_length"
             )

@@ -101,8 +101,8 @@ def test_draws_follow_the_distribution_asked_for(sampling, probabilities):
     ("prompts", "options", "message"),
     [
         ([], {}, "prompts is empty"),
-        ([[1], []], {}, r"prompts\[1\] holds no token"),
-        ([[1, 61]], {}, r"prompts\[0\] holds token 61, outside the model's vocabulary of 61"),
+        ([[1], []], {}, r"prompts\[1\] has no token"),
+        ([[1, 61]], {}, r"prompts\[0\] has token 61, outside the model's vocabulary of 61"),
         ([[1] * 30], {}, r"prompts\[0\] of 30 tokens and max_new_tokens=5 exceed the 32"),
         ([[1]], {"temperature": -1.0}, "temperature"),
         ([[1]], {"top_p": 0.0}, "top_p"),
@@ -114,5 +114,33 @@ def test_what_cannot_be_generated_is_named(model, prompts, options, message):
         generate(model, prompts, 5, **options)
 
 
-def test_more_room_than_the_context_length_on_request(model):
-    assert len(generate(model, [[1] * 30], 5, max_length=64)[0]) == 5
+def test_more_room_than_the_context_length_on_request_with_a_warning(model):
+    with pytest.warns(UserWarning, match="max_length=64 exceeds the model's context_length=32"):
+        assert len(generate(model, [[1] * 30], 5, max_length=64)[0]) == 5
+
+
+class Letters:
+    """A tokenizer of lower-case letters."""
+
+    name, vocab_size, document_start, hash = "letters", 27, 26, ""
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.frombuffer(text, np.uint8) - ord("a")
+
+    def decode(self, ids) -> bytes:
+        return bytes(ord("a") + i for i in ids if i < 26)
+
+    def save(self, folder) -> None:
+        pass
+
+
+def test_strings_are_continued_by_strings(model):
+    tokenizer = Letters()
+    texts = generate(model, ["abc", "z"], 6, tokenizer=tokenizer, temperature=1.0, seed=2)
+    ids = generate(
+        model, [[26, 0, 1, 2], [26, 25]], 6, tokenizer=tokenizer, temperature=1.0, seed=2
+    )
+    assert texts == [tokenizer.decode(row).decode() for row in ids]
+    assert all(token < 26 for row in ids for token in row), "the start of a document ends a text"
+    with pytest.raises(InputError, match="strings, which need a tokenizer"):
+        generate(model, ["abc"], 6)

@@ -15,7 +15,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from t6jax.errors import InputError
 from t6jax.fields import Range, check_fields
 from t6jax.layers import parameter, uniform
-from t6jax.ops.attention import Segments
+from t6jax.ops.attention import Segments, causal_attention
 from t6jax.ops.names import ATTENTION_OUTPUT
 from t6jax.ops.residual import rms_norm
 from t6jax.ops.rope import RoPE
@@ -180,6 +180,17 @@ class Attention(nnx.Module):
         tokens.
         """
         raise NotImplementedError
+
+    def causal_attention(
+        self,
+        query: Float[Array, "B T H D"],
+        key: Float[Array, "B S G D"],
+        value: Float[Array, "B S G E"],
+        segment_ids: Int[Array, "B S"] | Segments | None,
+    ) -> Float[Array, "B T H E"]:
+        """Causal attention of dense arrays; where devices split the sequence, of their chunks."""
+        chunks = sequence.local_chunks() if sequence.sequence_shards() > 1 else None
+        return causal_attention(query, key, value, segment_ids=segment_ids, chunks=chunks)
 
     def empty_cache(self, batch: int, max_length: int) -> Cache:
         """A cache with room for max_length tokens of each of batch sequences."""

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
-from t6jax.ops.attention import Segments, causal_attention
+from t6jax.ops.attention import Segments
 from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.names import PROJECTION
 from t6jax.ops.token_cache import TokenCache
@@ -67,7 +67,7 @@ class Dense(Attention):
             head = placement.shard_start(self.w_o, "heads") + jnp.arange(query.shape[2])
             group = jnp.minimum(head * c.groups // c.num_heads, c.groups - 1)
             k, v = k[:, :, group], v[:, :, group]
-        return causal_attention(query, k, v, segment_ids=segment_ids)
+        return self.causal_attention(query, k, v, segment_ids)
 
     def decode(
         self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]

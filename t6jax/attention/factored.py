@@ -21,13 +21,13 @@ from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.errors import InputError
 from t6jax.fields import OneOf, Range
 from t6jax.layers import pad_columns, worth_copying_weights
-from t6jax.ops.attention import Segments, causal_attention
+from t6jax.ops.attention import Segments
 from t6jax.ops.decode import decode
 from t6jax.ops.names import PROJECTION
 from t6jax.ops.precision import at_least_float32
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine, expand, factors
-from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery, key_value_factors
+from t6jax.ops.tpa_cache import FixedFactors, TPACache, TPAEntry, TPAQuery, key_value_factors
 from t6jax.parallel import sequence
 
 # Bounds of the uniform start of a factor map, from the axes of its weights as the published code
@@ -237,15 +237,15 @@ class Factored(Attention):
     ) -> tuple[Any, Any]:
         return self.query(x, positions), self.entry(x, positions)
 
-    def stored(self, entry: TPAEntry) -> TPAEntry:
-        """An entry, with what is the same for all tokens in its place."""
-        c = self.config
+    def fixed_factors(self) -> FixedFactors:
+        """The factors that are the same for all tokens, b_k before RoPE."""
+        c, fixed = self.config, FixedFactors()
         if not c.contextual_a:
-            entry = entry._replace(a_k=self.weight(self.w_a_k), a_v=self.weight(self.w_a_v))
+            fixed = fixed._replace(a_k=self.weight(self.w_a_k), a_v=self.weight(self.w_a_v))
         if not c.contextual_b:
             b_v = None if c.shared_kv_b else self.weight(self.w_b_v)
-            entry = entry._replace(b_k=self.weight(self.w_b_k), b_v=b_v)
-        return entry
+            fixed = fixed._replace(b_k=self.weight(self.w_b_k), b_v=b_v)
+        return fixed
 
     @property
     def late_rope(self) -> RoPE | None:
@@ -254,7 +254,7 @@ class Factored(Attention):
 
     def key_value_factors(self, entry: Any, positions: Int[Array, "#B T"]) -> TPAEntry:
         """The factors that eq. 3.1 combines, of the tokens of an entry."""
-        return key_value_factors(self.stored(entry), self.late_rope, positions)
+        return key_value_factors(entry, self.fixed_factors(), self.late_rope, positions)
 
     def attend(
         self,
@@ -265,9 +265,7 @@ class Factored(Attention):
     ) -> Float[Array, "B T H D"]:
         query = combine(*query) if isinstance(query, TPAQuery) else query
         a_k, b_k, a_v, b_v = self.key_value_factors(entry, positions)
-        return causal_attention(
-            query, combine(a_k, b_k), combine(a_v, b_v), segment_ids=segment_ids
-        )
+        return self.causal_attention(query, combine(a_k, b_k), combine(a_v, b_v), segment_ids)
 
     def __call__(
         self,
@@ -297,7 +295,7 @@ class Factored(Attention):
                 keys_values, all_positions, *(products[name].without_first(start) for name in "kv")
             )
         query = query[0] if query else self.query(x, positions)
-        return self.output(causal_attention(query, key, value, segment_ids=segment_ids)), entry
+        return self.output(self.causal_attention(query, key, value, segment_ids)), entry
 
     def _expanded(
         self, rows: Float[Array, "B T W"], positions: Int[Array, "B T"], *products: Product
@@ -337,10 +335,10 @@ class Factored(Attention):
 
     def empty_cache(self, batch: int, max_length: int) -> TPACache:
         return TPACache.from_factors(
-            *self.stored(self.empty_entry(batch, max_length)), rope=self.late_rope
+            *self.empty_entry(batch, max_length), fixed=self.fixed_factors(), rope=self.late_rope
         )
 
     def decode(
         self, query: Any, cache: TPACache, lengths: Int[Array, "B"]
     ) -> Float[Array, "B N H D"]:
-        return decode(query, cache, lengths)
+        return decode(query, cache, lengths, fixed=self.fixed_factors())

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from t6jax.attention.base import Attention, AttentionConfig, Initializer
 from t6jax.fields import Range
-from t6jax.ops.attention import Segments, causal_attention
+from t6jax.ops.attention import Segments
 from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.names import KEY_VALUE_PROJECTION, PROJECTION
 from t6jax.ops.residual import rms_norm
@@ -73,9 +73,8 @@ class MLA(Attention):
             for w in (self.w_uk, self.w_uv)
         )
         k_r = jnp.broadcast_to(k_r[:, :, None], (*k_c.shape[:-1], k_r.shape[-1]))
-        return causal_attention(
-            query, jnp.concatenate([k_c, k_r], axis=-1), v, segment_ids=segment_ids
-        )
+        key = jnp.concatenate([k_c, k_r], axis=-1)
+        return self.causal_attention(query, key, v, segment_ids)
 
     def decode(
         self, query: Array, cache: TokenCache, lengths: Int[Array, "B"]

@@ -1,6 +1,8 @@
-"""The residual stream of a block: an update added, and the sum normed for what reads it next
+"""The residual stream of a block: an update is added, and the sum is normed for the next layer
 (section 3.5).
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pallas_kernels.elementwise import add_norm as elementwise
+from t6jax.ops.implementation import by_platform, choose
 from t6jax.ops.names import NORMED, RESIDUAL
-from t6jax.ops.on_gpu import takes_kernels
 from t6jax.ops.precision import at_least_float32
 
 # RMSNorm's epsilon in the published code: the machine epsilon of the float32 that it is computed in
@@ -21,49 +23,88 @@ def rms_norm(
     epsilon: float = FLOAT32_EPSILON,
     weight: Float[Array, "D"] | None = None,
 ) -> Float[Array, "*batch D"]:
-    """x over the root of its mean square along the last axis, in float32, returned in x's dtype;
-    then times the weight.
+    """x / sqrt(mean(x^2) + epsilon) along the last axis, times the weight.
+
+    Args:
+      x: [..., D].
+      epsilon: added to the mean square.
+      weight: [D]; None: 1.
+
+    Returns:
+      [..., D] in x's dtype; the norm is computed in float32 or wider.
     """
     wide = at_least_float32(x)
-    normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(
-        x.dtype
-    )
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    normed = normed.astype(x.dtype)
     return normed if weight is None else normed * weight.astype(x.dtype)
 
 
 def add_norm(
-    x: Float[Array, "*batch D"], update: Float[Array, "*batch D"]
+    x: Float[Array, "*batch D"],
+    update: Float[Array, "*batch D"],
+    *,
+    implementation: str | None = None,
 ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch D"]]:
-    """x + update, and its RMSNorm. On an NVIDIA GPU, half precision goes through one kernel, its
-    gradient through another.
+    """x + update, and its RMSNorm.
+
+    Args:
+      x: [..., D].
+      update: [..., D].
+      implementation: "triton" (NVIDIA GPUs, half precision, one kernel for the sum and its norm,
+        one for the gradient), "xla" or None, the faster one that takes the call.
+
+    Returns:
+      The sum and its norm, [..., D] in x's dtype.
+
+    Raises:
+      NotImplementedError: the named implementation does not take the call.
     """
-    if takes_kernels(x.dtype, x) and x.shape[-1] <= elementwise.MAX_WIDTH:
-        total, normed = _add_norm(x, update)
-        return checkpoint_name(total, RESIDUAL), checkpoint_name(normed, NORMED)
+    refuse = lambda: elementwise.unsupported(x.shape[-1], x.dtype)
+    kind = lambda: f"{x.dtype}, D={x.shape[-1]}"
+    if choose("add_norm", {"triton": refuse}, implementation, kind):
+        total, normed = _add_norm(x, update, implementation)
+    else:
+        total, normed = _add_norm_xla(x, update)
+    return checkpoint_name(total, RESIDUAL), checkpoint_name(normed, NORMED)
+
+
+def _add_norm_xla(x: Array, update: Array) -> tuple[Array, Array]:
     total = checkpoint_name(x + update, RESIDUAL)
-    return total, checkpoint_name(rms_norm(total), NORMED)
+    return total, rms_norm(total)
 
 
-@jax.custom_vjp
-def _add_norm(x, update):
-    flat = lambda y: y.reshape(-1, y.shape[-1])
-    return tuple(
-        y.reshape(x.shape) for y in elementwise.add_norm(flat(x), flat(update), FLOAT32_EPSILON)
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _add_norm(x: Array, update: Array, named: str | None) -> tuple[Array, Array]:
+    return by_platform(_add_norm_triton, _add_norm_xla, x, update, implementation=named)
 
 
-def _backward(total, grads):
-    flat = lambda y: y.reshape(-1, y.shape[-1])
-    grad = elementwise.add_norm_gradient(*map(flat, (total, *grads)), FLOAT32_EPSILON).reshape(
-        total.shape
-    )
-    return grad, grad
-
-
-def _forward(x, update):
-    total, normed = _add_norm(x, update)
+def _forward(x: Array, update: Array, named: str | None) -> tuple[tuple[Array, Array], Array]:
+    total, normed = _add_norm(x, update, named)
     total = checkpoint_name(total, RESIDUAL)  # here too: it is what the gradient reads
     return (total, normed), total
 
 
+def _backward(named: str | None, total: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
+    grad = by_platform(_gradient_triton, _gradient_xla, total, *grads, implementation=named)
+    return grad, grad
+
+
 _add_norm.defvjp(_forward, _backward)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _add_norm_triton(x: Array, update: Array) -> tuple[Array, Array]:
+    results = elementwise.add_norm(_rows(x), _rows(update), FLOAT32_EPSILON)
+    return tuple(y.reshape(x.shape) for y in results)
+
+
+def _gradient_triton(total: Array, total_grad: Array, normed_grad: Array) -> Array:
+    rows = map(_rows, (total, total_grad, normed_grad))
+    return elementwise.add_norm_gradient(*rows, FLOAT32_EPSILON).reshape(total.shape)
+
+
+def _gradient_xla(total: Array, total_grad: Array, normed_grad: Array) -> Array:
+    return total_grad + jax.vjp(rms_norm, total)[1](normed_grad)[0]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.factors import tensor_products
 from pallas_kernels.factors.tensor_products import Product
-from t6jax.ops.on_gpu import takes_kernels
+from t6jax.ops.implementation import by_platform, choose
 from t6jax.ops.precision import accumulator, at_least_float32
 
 
@@ -54,19 +54,32 @@ def expand(
     cos: Float[Array, "B T half_D"],
     sin: Float[Array, "B T half_D"],
     products: tuple[Product, ...],
+    *,
+    implementation: str | None = None,
 ) -> list[Float[Array, "B T H D"]]:
     """Eq. 3.1 with eq. 3.5's RoPE, of each product of the factors in the rows.
 
-    cos, sin: RoPE's tables for the tokens (t6jax.ops.rope). On an NVIDIA GPU, half-precision rows
-    go through one kernel, and their gradient through another; everything else is the sum as
-    `combine` has it.
+    Args:
+      rows: [B, T, W], the factors of each token next to each other.
+      cos, sin: float32 [B, T, D/2], RoPE's tables for the tokens (t6jax.ops.rope).
+      products: where the factors of each product lie in a row.
+      implementation: "triton" (NVIDIA GPUs, half precision, one kernel for all products, one for
+        their gradient), "xla" or None, the faster one that takes the call.
+
+    Returns:
+      An array [B, T, H, D] in the rows' dtype for each product; sums run in float32.
+
+    Raises:
+      NotImplementedError: the named implementation does not take the call.
     """
-    if takes_kernels(rows.dtype, rows) and not tensor_products.unsupported(products, rows.dtype):
-        return _expand_kernel(rows, cos, sin, products)
+    refuse = lambda: tensor_products.unsupported(products, rows.dtype)
+    kind = lambda: f"{rows.dtype}, " + ", ".join(f"R={p.rank} D={p.dim}" for p in products)
+    if choose("expand", {"triton": refuse}, implementation, kind):
+        return _expand(rows, cos, sin, products, implementation)
     return _expand_xla(rows, cos, sin, products)
 
 
-def _expand_xla(rows, cos, sin, products):
+def _expand_xla(rows: Array, cos: Array, sin: Array, products: tuple[Product, ...]) -> list[Array]:
     dense = []
     for p in products:
         a, b = factors(rows, p)
@@ -78,24 +91,52 @@ def _expand_xla(rows, cos, sin, products):
     return dense
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _expand_kernel(rows, cos, sin, products):
-    dense = tensor_products.expand(*map(_flat, (rows, cos, sin)), products)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _expand(
+    rows: Array, cos: Array, sin: Array, products: tuple[Product, ...], named: str | None
+) -> list[Array]:
+    kernel = functools.partial(_expand_triton, products=products)
+    definition = functools.partial(_expand_xla, products=products)
+    return by_platform(kernel, definition, rows, cos, sin, implementation=named)
+
+
+def _forward(
+    rows: Array, cos: Array, sin: Array, products: tuple[Product, ...], named: str | None
+) -> tuple[list[Array], tuple]:
+    return _expand(rows, cos, sin, products, named), (rows, cos, sin)
+
+
+def _backward(
+    products: tuple[Product, ...], named: str | None, residuals: tuple, grads: list[Array]
+) -> tuple[Array, None, None]:
+    kernel = functools.partial(_contract_triton, products=products)
+
+    def definition(rows: Array, cos: Array, sin: Array, *grads: Array) -> Array:
+        expand = lambda rows: _expand_xla(rows, cos, sin, products)
+        return jax.vjp(expand, rows)[1](list(grads))[0]
+
+    rows_grad = by_platform(kernel, definition, *residuals, *grads, implementation=named)
+    return rows_grad, None, None
+
+
+_expand.defvjp(_forward, _backward)
+
+
+def _expand_triton(
+    rows: Array, cos: Array, sin: Array, *, products: tuple[Product, ...]
+) -> list[Array]:
+    dense = tensor_products.expand(*map(_tokens, (rows, cos, sin)), products)
     return [x.reshape(*rows.shape[:2], *x.shape[1:]) for x in dense]
 
 
-def _expand_forward(rows, cos, sin, products):
-    return _expand_kernel(rows, cos, sin, products), (rows, cos, sin)
+def _contract_triton(
+    rows: Array, cos: Array, sin: Array, *grads: Array, products: tuple[Product, ...]
+) -> Array:
+    flat = map(_tokens, (rows, cos, sin))
+    return tensor_products.contract(*flat, [_tokens(g) for g in grads], products).reshape(
+        rows.shape
+    )
 
 
-def _expand_backward(products, residuals, grads):
-    rows, cos, sin = map(_flat, residuals)
-    rows_grad = tensor_products.contract(rows, cos, sin, [_flat(g) for g in grads], products)
-    return rows_grad.reshape(residuals[0].shape), None, None
-
-
-_expand_kernel.defvjp(_expand_forward, _expand_backward)
-
-
-def _flat(x):
+def _tokens(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])

@@ -1,6 +1,4 @@
-"""What TPA keeps of the past: the factors of keys and values, never the keys and values themselves
-(section 3.3).
-"""
+"""The cache of TPA: the factors of past keys and values, never keys and values (section 3.3)."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,113 +10,108 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from pallas_kernels.decode import cache_layout
-from pallas_kernels.decode.cache_layout import CacheLayout, Rotation
+from pallas_kernels.decode.cache_layout import CacheLayout
 from t6jax.errors import InputError
 from t6jax.ops.rope import RoPE
 
 
 class TPAQuery(NamedTuple):
-    """The factors of the query, RoPE already applied to b: Q = 1/R_Q sum_r a_r (x) b_r (eq.
-    3.1).
-    """
+    """The factors of queries: Q = 1/R_Q sum_r a_r (x) b_r (eq. 3.1), RoPE already applied to b."""
 
     a: Float[Array, "B N R_Q H"]
     b: Float[Array, "B N R_Q D"]
 
 
 class TPAEntry(NamedTuple):
-    """The factors that tokens add to the cache; None for one that they do not add.
+    """The factors of tokens that are cached: K = 1/R_K sum_r a_r (x) b_r, V likewise (eq. 3.1).
 
-    b_k has RoPE applied (eq. 3.5), unless its cache rotates keys when they are read. Where factors
-    are complete, one that is the same for all tokens is [R, .], and one that depends on the
-    position alone is [1, T, R, .] or [T, R, .].
+    b_k has RoPE applied (eq. 3.5), unless its cache rotates keys when they are read. A factor is
+    None where it is the same for all tokens (`FixedFactors`), and b_v is None where the values
+    share the keys' B factors. Axes B and T may have size 1 where a factor does not depend on them.
     """
 
-    a_k: Float[Array, "#B T R_K H"] | Float[Array, "R_K H"] | None
-    b_k: Float[Array, "#B T R_K D"] | Float[Array, "T R_K D"] | Float[Array, "R_K D"] | None
-    a_v: Float[Array, "#B T R_V H"] | Float[Array, "R_V H"] | None
-    b_v: Float[Array, "#B T R_V E"] | Float[Array, "R_V E"] | None
+    a_k: Float[Array, "#B #T R_K H"] | None
+    b_k: Float[Array, "#B #T R_K D"] | None
+    a_v: Float[Array, "#B #T R_V H"] | None
+    b_v: Float[Array, "#B #T R_V E"] | None
 
 
-NOTHING = TPAEntry(None, None, None, None)
+class FixedFactors(NamedTuple):
+    """The factors that are the same for all tokens: non-contextual A or B (appendices A.1 and I).
+
+    They are parameters of a model, not part of its cache: `decode` takes them as an argument. b_k
+    is before RoPE where the cache was made with `rope`. None: the factor depends on the token, or
+    b_v is shared with b_k.
+    """
+
+    a_k: Float[Array, "R_K H"] | None = None
+    b_k: Float[Array, "R_K D"] | None = None
+    a_v: Float[Array, "R_V H"] | None = None
+    b_v: Float[Array, "R_V E"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TPACache:
-    """The factors of M tokens for each of B sequences; make it with `from_factors` or `empty`, read
-    it with `factors`.
+    """The factors of M tokens for each of B sequences, and nothing else.
 
-    How the fields store the factors is this class's own affair: _rows, what depends on the token,
-    side by side as pallas_kernels.decode.cache_layout lays it out, with an axis S where the heads
-    are in several shares; _fixed, factors that are one for all tokens, [R, .]. With b_v in neither,
-    values share the keys' b. _rope: where given, b_k is stored as it was before RoPE, and rotated
-    when it is read. _table: where B factors are the same for all tokens, what they are at each
-    position.
+    Make it with `from_factors` or `empty`, read it with `stored`. How `_rows` stores the factors is
+    the cache's own affair: pallas_kernels.decode.cache_layout says where each lies in a token's
+    row, of which there are S where the heads are in several shards. `_rope`: where given, b_k is
+    stored before RoPE, and rotated when it is read.
     """
 
-    _rows: Float[Array, "B M *S W"]
-    _fixed: TPAEntry
-    _table: Float[Array, "M W_B"] | None
+    # Float[Array, "B M *S W"]; or what stands for it: a shape, a sharding, an axis
+    _rows: Any
     _layout: CacheLayout = dataclasses.field(metadata={"static": True})
     _rope: RoPE | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def from_factors(
         cls,
-        a_k: Float[Array, "B M R_K H"] | Float[Array, "R_K H"],
-        b_k: Float[Array, "B M R_K D"] | Float[Array, "R_K D"],
-        a_v: Float[Array, "B M R_V H"] | Float[Array, "R_V H"],
-        b_v: Float[Array, "B M R_V E"] | Float[Array, "R_V E"] | None = None,
+        a_k: Float[Array, "B M R_K H"] | None,
+        b_k: Float[Array, "B M R_K D"] | None,
+        a_v: Float[Array, "B M R_V H"] | None,
+        b_v: Float[Array, "B M R_V E"] | None = None,
         *,
+        fixed: FixedFactors | None = None,
         rope: RoPE | None = None,
         head_shards: int = 1,
     ) -> "TPACache":
-        """A cache that holds these factors. Raises InputError where shapes disagree.
+        """A cache that holds these factors.
 
-        A factor with two axes is the same for all tokens: non-contextual (appendices A.1 and I).
-        b_v: None shares b_k with the values (appendix I). RoPE rotates keys and not values, so what
-            can be shared is b_k before RoPE: give `rope` with it.
-        rope: says that b_k is not rotated yet; keys are rotated, by their place in the cache, when
-            they are read.
-        head_shards: into how many shares the heads are put, for as many devices to take one each
-            (see `sharding`). H need not be a multiple of it. Every share holds all B factors: on
-            one device, leave it 1.
+        Args:
+          a_k, b_k, a_v: the factors; None for one in `fixed`.
+          b_v: None, and none in `fixed`: values share b_k (appendix I). RoPE rotates keys and not
+            values, so what is shared is b_k before RoPE: give `rope` with it.
+          fixed: the factors that are the same for all tokens, as `decode` is given them. Only their
+            shapes are read: the cache does not hold them.
+          rope: b_k is not rotated yet; keys are rotated by their position in the cache when they
+            are read. None: they are rotated.
+          head_shards: how many shards the heads are put in, one for each of as many devices (see
+            `sharding`). H need not be a multiple of it. Every shard holds all B factors: on one
+            device, leave it 1.
+
+        Raises:
+          InputError: shapes disagree, or a factor is missing or given twice.
         """
         _check_head_shards(head_shards)
-        factors = TPAEntry(a_k, b_k, a_v, b_v)
-        _check_factors(factors)
-        fixed = TPAEntry(*(x if x is not None and x.ndim == 2 else None for x in factors))
-        value_factor = b_k if b_v is None else b_v
-        if value_factor.ndim != b_k.ndim:
-            raise InputError(
-                "b_k and b_v must either both depend on the token or neither: give both 4 axes, or "
-                "both 2"
-            )
-        if a_k.ndim != a_v.ndim:
-            raise InputError(
-                "a_k and a_v must either both depend on the token or neither: give both 4 axes, or "
-                "both 2"
-            )
+        tokens = TPAEntry(a_k, b_k, a_v, b_v)
+        fixed = FixedFactors() if fixed is None else fixed
+        _check_factors(tokens, fixed)
+        a_k, b_k, a_v, b_v = (f if t is None else t for t, f in zip(tokens, fixed, strict=True))
         layout = CacheLayout(
             heads=a_k.shape[-1],
             rank_k=a_k.shape[-2],
             rank_v=a_v.shape[-2],
             dim_k=b_k.shape[-1],
-            dim_v=value_factor.shape[-1],
-            stores_a=a_k.ndim == 4,
-            stores_b=b_k.ndim == 4,
-            shared_b=b_v is None and b_k.ndim == 4,
+            dim_v=(b_k if b_v is None else b_v).shape[-1],
+            stores_a=tokens.a_k is not None,
+            stores_b=tokens.b_k is not None,
+            shared_b=b_v is None and tokens.b_k is not None,
             head_shards=head_shards,
         )
-        rows = cache_layout.pack(layout, *factors)
-        table = None
-        if b_k.ndim == 2:
-            positions = jnp.arange(rows.shape[1])
-            keys = b_k[None] if rope is None else rope(b_k[None, None], positions[None])[0]
-            at_each = lambda x: jnp.broadcast_to(x, (len(positions), *x.shape[1:]))
-            table = cache_layout.pack_b(layout, at_each(keys), at_each(value_factor[None]))
-        return cls(rows, fixed, table, layout, rope)
+        return cls(cache_layout.pack(layout, *tokens), layout, rope)
 
     @classmethod
     def empty(
@@ -134,8 +127,11 @@ class TPACache:
         dtype: DTypeLike = jnp.bfloat16,
         head_shards: int = 1,
     ) -> "TPACache":
-        """Room for max_length tokens (M) of each of `batch` sequences. head_shards: see
-        `from_factors`.
+        """Room for max_length tokens (M) of each of `batch` sequences (B).
+
+        Args:
+          num_heads: H. rank_k, rank_v: R_K, R_V. key_dim, value_dim: D, E.
+          head_shards: see `from_factors`.
         """
         _check_head_shards(head_shards)
         layout = CacheLayout(
@@ -146,7 +142,7 @@ class TPACache:
             dim_v=value_dim,
             head_shards=head_shards,
         )
-        return cls(jnp.zeros((batch, max_length, *layout.row_shape), dtype), NOTHING, None, layout)
+        return cls(jnp.zeros((batch, max_length, *layout.row_shape), dtype), layout)
 
     @property
     def batch(self) -> int:
@@ -158,58 +154,46 @@ class TPACache:
         """M, the tokens there is room for in each sequence."""
         return self._rows.shape[1]
 
-    def factors(self) -> TPAEntry:
-        """The factors of all M tokens, b_k rotated, without the axes that they do not depend on.
-
-        [B, M, R, .]; or, where it is the same for all tokens, [R, .]; or, for such a b_k once
-        rotated, [M, R_K, D].
-        """
-        complete = key_value_factors(self.stored(), self._rope, jnp.arange(self.max_length)[None])
-        if self._fixed.b_k is not None and self._rope is not None:
-            complete = complete._replace(b_k=complete.b_k[0])
-        return complete
-
     def stored(self) -> TPAEntry:
-        """The factors as they were given, [B, M, R, .] or [R, .]: see `from_factors`, whose
-        arguments they are.
-        """
+        """The factors that the cache holds, as they were given to `from_factors`."""
         tokens = TPAEntry(*cache_layout.unpack(self._layout, self._rows))
-        if self._layout.shared_b:
-            tokens = tokens._replace(b_v=None)
-        return TPAEntry(*(f if t is None else t for t, f in zip(tokens, self._fixed, strict=True)))
+        return tokens._replace(b_v=None) if self._layout.shared_b else tokens
 
     @property
     def rope(self) -> RoPE | None:
-        """What b_k is to be rotated by when it is read; None: it is stored rotated."""
+        """The RoPE that b_k is rotated by when it is read; None: it is stored rotated."""
         return self._rope
 
     @property
-    def num_heads(self) -> int:
-        """H, of all shares together."""
-        return self._layout.heads
+    def rows(self) -> Array:
+        """The tokens' rows, [B, M, W] or [B, M, S, W], as `layout` lays them out."""
+        return self._rows
 
     @property
-    def key_dim(self) -> int:
-        """D, the features of a query and a key."""
-        return self._layout.dim_k
-
-    @property
-    def head_shards(self) -> int:
-        """S, the shares that the heads are in."""
-        return self._layout.head_shards
+    def layout(self) -> CacheLayout:
+        """The sizes of the factors, H of all shards together, and where each lies in a row."""
+        return self._layout
 
     def sharding(
         self, mesh: Mesh, *, batch: str | None = None, heads: str | None = None
     ) -> "TPACache":
-        """Where each array of this cache lies on a mesh: for jax.device_put, or jit's in_shardings
-        and out_shardings.
+        """Where each array of this cache lies on a mesh.
 
-        batch, heads: the axis of the mesh over which the sequences, or the heads, are spread; None:
-            they are not. A device then holds and reads its own sequences' factors, A for its own
-            heads alone. Raises InputError where the sequences, or the cache's head_shards, do not
-            divide among the devices of that axis.
+        For jax.device_put, or jit's in_shardings and out_shardings. A device holds and reads its
+        own sequences' factors, A for its own heads alone.
+
+        Args:
+          batch: the mesh axis over which the sequences are sharded; None: they are not.
+          heads: the mesh axis over which the heads are sharded; None: they are not.
+
+        Raises:
+          InputError: the sequences, or the cache's head_shards, do not divide among the devices of
+            that axis.
         """
-        for name, axis, size in (("batch", batch, self.batch), ("heads", heads, self.head_shards)):
+        for name, axis, size in (
+            ("batch", batch, self.batch),
+            ("heads", heads, self._layout.head_shards),
+        ):
             if axis is not None and axis not in mesh.shape:
                 raise InputError(
                     f"{name}={axis!r} is no axis of the mesh, whose axes are "
@@ -221,64 +205,53 @@ class TPACache:
                     f"{name}={axis!r}: {what} cannot be spread over {mesh.shape[axis]} devices; "
                     "take a multiple"
                 )
-        place = lambda *spec: NamedSharding(mesh, P(*spec))
-        rows = place(batch, None, *[heads] * (self._rows.ndim == 4), None)
-        return dataclasses.replace(
-            self,
-            _rows=rows,
-            _fixed=jax.tree.map(lambda _: place(), self._fixed),  # a few numbers: everywhere
-            _table=None if self._table is None else place(),
-        )
-
-    def for_kernels(self) -> tuple[Array, CacheLayout, dict[str, Any]]:
-        """(rows, layout, options) as pallas_kernels.flash_tpa.decode takes them."""
-        a = None if self._layout.stores_a else (self._fixed.a_k, self._fixed.a_v)
-        rotation = None
-        if self._rope is not None and self._table is None:
-            frequencies = self._rope.frequencies(self._layout.dim_k)
-            rotation = Rotation(tuple(map(float, frequencies)), self._rope.table_dtype)
-        return self._rows, self._layout, {"a": a, "b": self._table, "rotation": rotation}
-
-    def shares(
-        self, query: TPAQuery | Array
-    ) -> tuple[tuple[Any, "TPACache"], tuple[Any, "TPACache"]]:
-        """(a query and this cache, in S shares of their heads; the arrays' axes of shares, as
-        jax.vmap takes them).
-        """
-        first, axis = (query.a, 3) if isinstance(query, TPAQuery) else (query, 2)
-        first = cache_layout.split_heads(self._layout, first, axis)
-        # where the mesh's axes are Explicit, all shares lie as the cache's do, or else as the
-        # query's
-        guide, at = (self._rows, 2) if self._rows.ndim == 4 else (first, axis)
-        place = jax.typeof(guide).sharding.spec[at]
-        first = cache_layout.place_axis(first, axis, place)
-        query, query_axes = (
-            (TPAQuery(first, query.b), TPAQuery(axis, None)) if axis == 3 else (first, axis)
-        )
-
-        split = lambda a: cache_layout.place_axis(
-            jnp.moveaxis(cache_layout.split_heads(self._layout, a), -2, 0), 0, place
-        )
-        fixed = self._fixed._replace(
-            a_k=jax.tree.map(split, self._fixed.a_k), a_v=jax.tree.map(split, self._fixed.a_v)
-        )
-        axes = TPAEntry(
-            *(None if x is None or name[0] == "b" else 0 for name, x in fixed._asdict().items())
-        )
-        build = lambda rows, fixed, table: dataclasses.replace(
-            self, _rows=rows, _fixed=fixed, _table=table, _layout=self._layout.shard
-        )
-        cache_axes = build(2 if self._rows.ndim == 4 else None, axes, None)
-        return (query, build(self._rows, fixed, self._table)), (query_axes, cache_axes)
+        spec = P(batch, None, *[heads] * (self._rows.ndim == 4), None)
+        return dataclasses.replace(self, _rows=NamedSharding(mesh, spec))
 
     def append(self, entry: TPAEntry, starts: Int[Array, "B"]) -> "TPACache":
-        """Writes the T tokens of entry behind the first starts[b] tokens of each sequence b.
+        """Writes the T tokens of an entry after the first starts[b] tokens of each sequence b.
 
         In place where the cache is donated to the enclosing jit. Tokens for which there is no room
         are dropped.
         """
         new = cache_layout.pack(self._layout, *entry)
         return dataclasses.replace(self, _rows=cache_layout.append(self._rows, new, starts))
+
+    def by_head_shard(self, query: TPAQuery | Array, fixed: FixedFactors) -> tuple[tuple, tuple]:
+        """A query, this cache and its fixed factors with an axis of S head shards.
+
+        Returns:
+          (query, cache, fixed) and the axes of their arrays' head shards, as jax.vmap takes them;
+          the cache and the factors of one shard are those of H / S heads.
+        """
+        layout = self._layout
+        first, axis = (query.a, 3) if isinstance(query, TPAQuery) else (query, 2)
+        first = cache_layout.split_heads(layout, first, axis)
+        # where the mesh's axes are Explicit, all shards lie as the cache's do, or else as the
+        # query's
+        guide, at = (self._rows, 2) if self._rows.ndim == 4 else (first, axis)
+        mesh_axis = jax.typeof(guide).sharding.spec[at]
+        first = cache_layout.place_axis(first, axis, mesh_axis)
+        query, query_axes = (
+            (TPAQuery(first, query.b), TPAQuery(axis, None)) if axis == 3 else (first, axis)
+        )
+
+        def split(a: Array) -> Array:
+            a = jnp.moveaxis(cache_layout.split_heads(layout, a), -2, 0)
+            return cache_layout.place_axis(a, 0, mesh_axis)
+
+        fixed = fixed._replace(
+            a_k=jax.tree.map(split, fixed.a_k), a_v=jax.tree.map(split, fixed.a_v)
+        )
+        fixed_axes = FixedFactors(
+            **{
+                name: None if x is None or name in ("b_k", "b_v") else 0
+                for name, x in fixed._asdict().items()
+            }
+        )
+        cache = dataclasses.replace(self, _layout=layout.shard)
+        cache_axes = dataclasses.replace(cache, _rows=2 if self._rows.ndim == 4 else None)
+        return (query, cache, fixed), (query_axes, cache_axes, fixed_axes)
 
 
 def _check_head_shards(head_shards: int) -> None:
@@ -287,56 +260,79 @@ def _check_head_shards(head_shards: int) -> None:
 
 
 def key_value_factors(
-    stored: TPAEntry, rope: RoPE | None, positions: Int[Array, "#B T"]
+    tokens: TPAEntry, fixed: FixedFactors, rope: RoPE | None, positions: Int[Array, "#B T"]
 ) -> TPAEntry:
-    """The factors that eq. 3.1 combines, from those that are stored: b_k rotated if it is not yet,
-    b_v shared if missing.
+    """The factors that eq. 3.1 combines: those of the tokens, and the fixed ones for each token.
 
-    stored: each factor with its axes of sequences and tokens, or [R, .] for all tokens.
-    rope: of keys that are to be rotated by their positions; None: they are.
+    Args:
+      tokens: the factors that depend on the token.
+      fixed: those that do not. With b_v in neither, values share b_k before RoPE.
+      rope: rotates b_k by the positions; None: it is rotated.
+      positions: [B, T], or [1, T].
+
+    Returns:
+      Every factor, [B, T, R, .]; an axis B or T that it does not depend on may have size 1.
     """
-    b_k, b_v = stored.b_k, stored.b_k if stored.b_v is None else stored.b_v
-    if rope is not None:
-        b_k = rope(b_k if b_k.ndim == 4 else b_k[None, None], positions)
-    return stored._replace(b_k=b_k, b_v=b_v)
+    a_k, b_k, a_v, b_v = (
+        t if t is not None or f is None else f[None, None]
+        for t, f in zip(tokens, fixed, strict=True)
+    )
+    return TPAEntry(a_k, b_k if rope is None else rope(b_k, positions), a_v, _or(b_v, b_k))
 
 
-def _check_factors(factors: TPAEntry) -> None:
-    given = {name: x for name, x in factors._asdict().items() if x is not None}
-    for name, array in given.items():
-        if array.ndim not in (2, 4):
+def _or(x: Array | None, y: Array) -> Array:
+    return y if x is None else x
+
+
+def _check_factors(tokens: TPAEntry, fixed: FixedFactors) -> None:
+    for name in TPAEntry._fields:
+        token, same = getattr(tokens, name), getattr(fixed, name)
+        if token is not None and same is not None:
+            raise InputError(f"{name} and fixed.{name} are both given: give one of them")
+        if token is not None and token.ndim != 4:
             raise InputError(
-                f"{name} must have 4 axes [batch, token, rank, head or feature], or 2 [rank, head "
-                "or feature] where it is the "
-                f"same for all tokens; got shape {array.shape}"
+                f"{name} must have 4 axes [batch, token, rank, head or feature], got shape "
+                f"{token.shape}: give a factor that is the same for all tokens in "
+                f"fixed=FixedFactors({name}=...), here and to decode"
             )
-    (rank_k, heads), rank_v = factors.a_k.shape[-2:], factors.a_v.shape[-2]
-    lead = next((x.shape[:2] for x in given.values() if x.ndim == 4), None)
-    if lead is None:
-        raise InputError("at least one factor must depend on the token: give a_k or b_k its 4 axes")
-    for a, b in (("a_k", "b_k"), ("a_v", "b_v" if "b_v" in given else "b_k")):
-        if given[a].ndim == given[b].ndim == 2:
+        if same is not None and same.ndim != 2:
             raise InputError(
-                f"{a} and {b} must not both be the same for all tokens: give one of them its 4 axes"
+                f"fixed.{name} must have 2 axes [rank, head or feature], got shape {same.shape}"
             )
-    if "b_v" not in given and rank_k != rank_v:
+        if token is None and same is None and name != "b_v":
+            raise InputError(f"{name} is missing: give it, or fixed=FixedFactors({name}=...)")
+    given = {
+        **{name: x for name, x in tokens._asdict().items() if x is not None},
+        **{f"fixed.{name}": x for name, x in fixed._asdict().items() if x is not None},
+    }
+    shapes = {name.removeprefix("fixed."): x.shape[-2:] for name, x in given.items()}
+    per_token = {name: x for name, x in given.items() if x.ndim == 4}
+    if not per_token:
+        raise InputError("at least one factor must depend on the token: all of them are fixed")
+    for one, two in (("a_k", "a_v"), ("b_k", "b_v")):
+        if two in shapes and (getattr(fixed, one) is None) != (getattr(fixed, two) is None):
+            raise InputError(
+                f"{one} and {two} must either both depend on the token or both be fixed"
+            )
+    (rank_k, heads), rank_v = shapes["a_k"], shapes["a_v"][0]
+    if "b_v" not in shapes and rank_k != rank_v:
         raise InputError(
             f"a_v has rank {rank_v}, but shares b_k, whose rank is {rank_k}: give b_v, or equal "
             "ranks"
         )
-    for name, want in (("b_k", (rank_k, None)), ("a_v", (None, heads)), ("b_v", (rank_v, None))):
-        if name not in given:
-            continue
-        shape = given[name].shape
-        wanted = (*lead, *want) if len(shape) == 4 else want
-        if any(w is not None and w != got for w, got in zip(wanted, shape, strict=True)):
-            text = ", ".join("any" if w is None else str(w) for w in wanted)
+    lead = next(iter(per_token.values())).shape[:2]
+    wanted = {"b_k": (rank_k, None), "a_v": (None, heads), "b_v": (rank_v, None)}
+    for name, x in given.items():
+        want = wanted.get(name.removeprefix("fixed."), (None, None))
+        want = (*lead, *want) if x.ndim == 4 else want
+        if any(w is not None and w != got for w, got in zip(want, x.shape, strict=True)):
+            text = ", ".join("any" if w is None else str(w) for w in want)
             raise InputError(
-                f"{name} has shape {shape}, but a_k {factors.a_k.shape} and a_v "
-                f"{factors.a_v.shape} ask for ({text})"
+                f"{name} has shape {x.shape}, but the other factors, with a_k {shapes['a_k']} and "
+                f"a_v {shapes['a_v']}, ask for ({text})"
             )
-    if len({x.dtype for x in given.values()}) > 1:
+    if len({x.dtype for x in per_token.values()}) > 1:
         raise InputError(
             "the factors must share one dtype, got "
-            f"{', '.join(f'{n} {x.dtype}' for n, x in given.items())}"
+            f"{', '.join(f'{n} {x.dtype}' for n, x in per_token.items())}"
         )

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from t6jax.ops import names
-from t6jax.ops.attention import keep_attention
 from t6jax.parallel.sequence import sequence_shards
 
 # model.remat -> the names of what is kept
@@ -49,8 +48,7 @@ def policy(remat: str) -> Callable[..., Any] | None:
         return None
     if sequence_shards() > 1:
         kept = tuple(name for name in kept if name not in WHOLE_SEQUENCE)
-    by_name = jax.checkpoint_policies.save_only_these_names(*kept)
-    return jax.checkpoint_policies.save_from_both_policies(by_name, keep_attention)
+    return jax.checkpoint_policies.save_only_these_names(*kept)
 
 
 def checkpointed(f: Callable, remat: str, *, gathers: bool, in_loop: bool) -> Callable:

@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t6jax import TPACache, decode
+from t6jax import FixedFactors, TPACache, TPAEntry, decode
 from t6jax.attention import MECHANISMS
 from t6jax.ops.decode.dense import decode_dense
 from t6jax.ops.rope import RoPE
@@ -143,9 +143,13 @@ def test_a_cache_of_fixed_and_shared_factors_is_the_cache_of_what_they_stand_for
         else whole(b_k)
     )
     plain = TPACache.from_factors(whole(a_k), plain_b_k, whole(a_v), whole(b_k if shared else b_v))
-    compact = TPACache.from_factors(
-        a_k, b_k, a_v, None if shared else b_v, rope=RoPE() if rotated else None
+    given = {"a_k": a_k, "b_k": b_k, "a_v": a_v} | ({} if shared else {"b_v": b_v})
+    same = FixedFactors(**{name: x for name, x in given.items() if x.ndim == 2})
+    tokens = (
+        given[name] if name in given and given[name].ndim == 4 else None
+        for name in TPAEntry._fields
     )
+    compact = TPACache.from_factors(*tokens, fixed=same, rope=RoPE() if rotated else None)
     query, lengths = (
         jnp.asarray(random.standard_normal((2, 2, heads, d)), "float32"),
         jnp.array([4, 1]),
@@ -153,5 +157,8 @@ def test_a_cache_of_fixed_and_shared_factors_is_the_cache_of_what_they_stand_for
     want = decode(query, plain, lengths)
     # the same products, summed in another order
     np.testing.assert_allclose(
-        decode(query, compact, lengths), want, rtol=0, atol=2e-5 * max(1.0, np.abs(want).max())
+        decode(query, compact, lengths, fixed=same),
+        want,
+        rtol=0,
+        atol=2e-5 * max(1.0, np.abs(want).max()),
     )

@@ -11,11 +11,9 @@ import pytest
 
 from pallas_kernels.attention.forward import attention_forward
 from pallas_kernels.attention.gradient import attention_gradient
-from t6jax.ops.attention import api as causal_attention
+from t6jax.ops.attention import causal_attention
 from tests.gpu.test_attention_forward import exact
 from tests.gpu.test_attention_gradient import distances, draw, gradients
-
-BOTH = causal_attention.Kernels(forward=True, gradient=True)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +31,8 @@ def test_the_chunks_of_all_devices_make_up_the_whole(shape, devices):
 
     @jax.jit
     def attend(numbers, grad, *arrays):
-        got, back = jax.vjp(
-            lambda *x: causal_attention._with_kernels(*x, numbers, 0.125, BOTH), *arrays
-        )
+        options = {"chunks": tuple(numbers), "scale": 0.125, "implementation": "mosaic_gpu"}
+        got, back = jax.vjp(lambda *x: causal_attention(*x, **options), *arrays)
         return got, *back(grad)
 
     for i in range(devices):

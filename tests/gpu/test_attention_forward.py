@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention.forward import HEAVIEST, attention_forward
-from t6jax.ops.attention import api as causal_attention
+from t6jax.ops.attention import causal_attention
 from tests.gpu.test_attention_gradient import distances, gradients
 
 # sequences, tokens, heads: half a block and many blocks, fewer than multiprocessors, several for
@@ -93,10 +93,8 @@ def test_what_is_not_a_number_stays_in_its_sequence_and_head():
 def test_with_the_gradients_kernel_behind_it():
     arrays = draw((4, 1024, 78))
     grad = jax.random.normal(jax.random.key(9), arrays[0].shape, jnp.bfloat16)
-    both = causal_attention.Kernels(forward=True, gradient=True)
-    ours = gradients(
-        lambda *x: causal_attention._with_kernels(*x[:3], None, x[3], both), *arrays, grad, 0.125
-    )
+    both = lambda *x: causal_attention(*x[:3], scale=x[3], implementation="mosaic_gpu")
+    ours = gradients(both, *arrays, grad, 0.125)
     want = gradients(lambda *x: exact(*x)[0], *(x.astype(jnp.float32) for x in arrays), grad, 0.125)
     # as in test_attention_gradient.py
     assert max(distances(ours, want)) < 4 * float(jnp.finfo(jnp.bfloat16).eps) / np.sqrt(12)
@@ -112,6 +110,4 @@ def test_under_vmap_the_new_axis_is_one_of_sequences():
 
 def test_is_what_models_run_through():
     arrays = [jax.ShapeDtypeStruct((24, 1024, 78, 64), jnp.bfloat16)] * 3
-    assert (
-        "attention_forward" in jax.jit(causal_attention.causal_attention).lower(*arrays).as_text()
-    )
+    assert "attention_forward" in jax.jit(causal_attention).lower(*arrays).as_text()

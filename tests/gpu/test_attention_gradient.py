@@ -12,7 +12,7 @@ import pytest
 from pallas_kernels.attention.forward import attention_forward
 from pallas_kernels.attention.gradient import attention_gradient
 from pallas_kernels.attention.teams import LARGEST
-from t6jax.ops.attention import api as causal_attention
+from t6jax.ops.attention import causal_attention, cudnn, mosaic_gpu
 
 # sequences, tokens, heads: one block and many, fewer heads than multiprocessors, several of them
 # for some and for all
@@ -27,10 +27,22 @@ SHAPES = [
 ]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attention(query, key, value, scale):
     """With the gradient's kernel; the forward pass is cuDNN's."""
-    kernels = causal_attention.Kernels(forward=False, gradient=True)
-    return causal_attention._with_kernels(query, key, value, None, scale, kernels)
+    return cudnn.attend(query, key, value, None, None, scale=scale)
+
+
+def _forward(query, key, value, scale):
+    out, lse = cudnn.attend_with_lse(query, key, value, None, None, scale=scale)
+    return out, (query, key, value, None, None, out, lse)
+
+
+def _backward(scale, residuals, grad):
+    return mosaic_gpu.gradient(*residuals, grad, scale=scale)
+
+
+attention.defvjp(_forward, _backward)
 
 
 def draw(shape, dtype, size=1.0):
@@ -115,7 +127,7 @@ def test_weights_of_one_token_alone_and_of_all():
 @pytest.mark.parametrize("scale", [-0.3, 0])
 def test_a_scale_may_be_negative_or_nothing(scale):
     arrays = draw((8, 256, 33), jnp.bfloat16)
-    scaled = lambda q, k, v, scale: causal_attention.causal_attention(q, k, v, scale=scale)
+    scaled = lambda q, k, v, scale: causal_attention(q, k, v, scale=scale)
     want = [
         x.astype(jnp.float32)
         for x in gradients(exact, *(x.astype(jnp.float32) for x in arrays), scale)
@@ -138,7 +150,7 @@ def test_under_vmap_the_new_axis_is_one_of_sequences():
 
 def test_is_what_training_runs_through():
     arrays = [jax.ShapeDtypeStruct((24, 1024, 78, 64), jnp.bfloat16)] * 3
-    loss = lambda *x: causal_attention.causal_attention(*x).astype(jnp.float32).sum()
+    loss = lambda *x: causal_attention(*x).astype(jnp.float32).sum()
     assert (
         "attention_gradient" in jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).as_text()
     )

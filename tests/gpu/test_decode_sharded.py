@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import t6jax
 from t6jax import TPACache, TPAQuery
+from tests.ops.decode.base import draw
 from tests.ops.decode.decode_on_four_devices import moved, spread
-from tests.ops.decode.test_decode import draw
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="needs two NVIDIA GPUs")
 

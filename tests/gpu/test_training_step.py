@@ -13,7 +13,8 @@ from flax import nnx
 from configs import common
 from t6jax import T6, ModelConfig
 from t6jax.config import RunConfig
-from t6jax.ops.attention import api as causal_attention
+from t6jax.ops import implementation as implementations
+from t6jax.ops.attention import mosaic_gpu
 from t6jax.parallel.mesh import make_mesh
 from t6jax.training.step import Trainer
 from tests.pallas_kernels.elementwise import test_elementwise
@@ -69,13 +70,13 @@ def test_the_step_runs_through_the_kernels():
 
 def without_kernels(monkeypatch):
     """Everything through XLA, attention through cuDNN."""
+    cudnn = lambda op, refusals, *_: ("cudnn",) if op == "causal_attention" else ()
     for where in ("residual", "swiglu", "tensor_product", "cross_entropy"):
-        monkeypatch.setattr(f"t6jax.ops.{where}.takes_kernels", lambda *_: False)
+        monkeypatch.setattr(f"t6jax.ops.{where}.choose", cudnn)
+    monkeypatch.setattr(implementations, "choose", cudnn)
+    monkeypatch.setattr(mosaic_gpu, "unsupported_gradient", lambda *_: "cuDNN is to be taken")
     for where in ("layers", "attention.factored"):
         monkeypatch.setattr(f"t6jax.{where}.worth_copying_weights", lambda _: False)
-    monkeypatch.setattr(
-        causal_attention, "_kernels_that_pay", lambda *_: causal_attention.Kernels(False, False)
-    )
 
 
 def losses(config: dict, steps: int = 200) -> np.ndarray:

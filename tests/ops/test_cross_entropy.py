@@ -1,4 +1,4 @@
-"""The training loss: what the textbook formula gives, gradients too, in one piece or several."""
+"""The training loss: what the textbook formula gives, gradients too, in one slice or several."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import pytest
 from t6jax.ops.cross_entropy import cross_entropy, mean_cross_entropy
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 6])
-def test_loss_and_gradients_are_those_of_the_textbook_formula(pieces):
+@pytest.mark.parametrize("slices", [1, 2, 6])
+def test_loss_and_gradients_are_those_of_the_textbook_formula(slices):
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
         x, table = (
@@ -20,7 +20,7 @@ def test_loss_and_gradients_are_those_of_the_textbook_formula(pieces):
         textbook = lambda x, table: (
             7 * jnp.mean(cross_entropy(jnp.einsum("btd,vd->btv", x, table), targets))
         )
-        ours = lambda x, table: 7 * mean_cross_entropy(x, table, targets, pieces)
+        ours = lambda x, table: 7 * mean_cross_entropy(x, table, targets, slices)
         want, got = (jax.value_and_grad(f, argnums=(0, 1))(x, table) for f in (textbook, ours))
         assert ours(x, table) == got[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13), got, want)

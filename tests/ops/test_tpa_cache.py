@@ -20,11 +20,11 @@ def empty(batch, length):
     )
 
 
-def test_append_writes_behind_each_sequences_own_length():
+def test_append_writes_after_each_sequences_own_length():
     rng = np.random.default_rng(0)
     new = entry(rng, 3, 2)
     cache = empty(3, 6).append(new, jnp.array([0, 4, 1]))
-    for stored, want in zip(cache.factors(), new, strict=True):
+    for stored, want in zip(cache.stored(), new, strict=True):
         for b, start in enumerate([0, 4, 1]):
             np.testing.assert_array_equal(stored[b, start : start + 2], want[b])
             assert not np.any(np.delete(np.asarray(stored[b]), [start, start + 1], axis=0))
@@ -33,7 +33,7 @@ def test_append_writes_behind_each_sequences_own_length():
 def test_append_drops_what_there_is_no_room_for():
     new = entry(np.random.default_rng(1), 2, 3)
     cache = empty(2, 4).append(new, jnp.array([3, -2]))
-    for stored, want in zip(cache.factors(), new, strict=True):
+    for stored, want in zip(cache.stored(), new, strict=True):
         np.testing.assert_array_equal(stored[0, 3], want[0, 0])
         assert not np.any(stored[0, :3])
         np.testing.assert_array_equal(stored[1, 0], want[1, 2])
@@ -55,4 +55,4 @@ def test_from_factors_gives_back_the_same_factors():
     factors = entry(np.random.default_rng(3), 2, 7)
     cache = TPACache.from_factors(*factors)
     assert cache.max_length == 7
-    jax.tree.map(np.testing.assert_array_equal, cache.factors(), factors)
+    jax.tree.map(np.testing.assert_array_equal, cache.stored(), factors)

@@ -1,72 +1,44 @@
-"""Attention over whole sequences is eq. 3.2 under a causal mask, and stays inside segments."""
+"""Causal attention: "xla" is eq. 3.2, and the implementation goes by the platform that is lowered
+for.
+"""
+
+import logging
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t6jax.ops.attention import Segments, causal_attention
-from t6jax.ops.attention import api as causal_attention_module
-from t6jax.parallel import remat, sequence
+from t6jax import InputError
+from t6jax.ops import implementation as implementations
+from t6jax.ops.attention import causal_attention, cudnn, xla
+from t6jax.parallel import sequence
+from tests.ops.attention.base import AttentionTests
 
 EPSILON = np.finfo(np.float32).eps
+HOPPER = jax.sharding.AbstractDevice("NVIDIA H100", 132, "gpu")
 
 
-def reference(q, k, v, seen):
-    q, k, v = (x.astype(np.float64) for x in (q, k, v))
-    logits = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
-    logits = np.where(seen, logits, -np.inf)
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.einsum("bhts,bshd->bthd", p / p.sum(-1, keepdims=True), v)
+class TestXLA(AttentionTests):
+    implementation = "xla"
 
 
-def test_causal_attention_is_eq_3_2_within_segments():
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, 9, 5, 8)).astype(np.float32) for _ in range(3))
-    segments = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0] * 9])
-    causal = np.tril(np.ones((9, 9), bool))
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    bound = 64 * EPSILON * np.abs(v).max()  # sums of 8 and 9 terms, scores of a few units
-    arrays = [jnp.asarray(x) for x in (q, k, v)]
-    np.testing.assert_allclose(
-        causal_attention(*arrays), reference(q, k, v, causal), rtol=0, atol=bound
-    )
-    masked = causal_attention(*arrays, segment_ids=jnp.asarray(segments))
-    np.testing.assert_allclose(masked, reference(q, k, v, causal & same), rtol=0, atol=bound)
+class TestXLAInBfloat16(AttentionTests):
+    implementation = "xla"
+    dtype = jnp.bfloat16
 
 
-def test_continuations_share_a_context_and_do_not_see_each_other():
-    rng = np.random.default_rng(2)
-    q, k, v = (rng.standard_normal((1, 9, 5, 8)).astype(np.float32) for _ in range(3))
-    own, context = np.array([[1, 1, 1, 2, 2, 3, 3, 4, 5]]), np.array([[1, 1, 1, 1, 1, 1, 1, 4, 4]])
-    seen = np.tril(np.ones((9, 9), bool))
-    seen[5:7, 3:5] = False  # the second continuation does not see the first
-    seen[7:, :7] = False  # nor the second context, with its continuation, anything of the first
-    got = causal_attention(
-        *(jnp.asarray(x) for x in (q, k, v)),
-        segment_ids=Segments(jnp.asarray(own), jnp.asarray(context)),
-    )
-    np.testing.assert_allclose(
-        got, reference(q, k, v, seen), rtol=0, atol=64 * EPSILON * np.abs(v).max()
-    )
-
-
-def test_heads_share_keys_in_groups_and_values_may_have_another_width():
-    rng = np.random.default_rng(1)
-    q = rng.standard_normal((2, 9, 6, 8)).astype(np.float32)
-    k, v = (rng.standard_normal((2, 9, 3, d)).astype(np.float32) for d in (8, 5))
-    got = causal_attention(*(jnp.asarray(x) for x in (q, k, v)))
-    want = reference(
-        q, np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2), np.tril(np.ones((9, 9), bool))
-    )
-    np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPSILON * np.abs(v).max())
+class TestTheDefaultOnACPU(AttentionTests):
+    implementation = None
+    dtype = jnp.bfloat16
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     "limit", [1, 3 * 9 * 9 * 4 * 4, 5 * 9 * 9 * 4 * 3]
 )  # scores: of a group; of four, with a rest; of five
-def test_scores_taken_some_at_a_time_give_the_same(monkeypatch, masked, limit):
+def test_scores_computed_some_heads_at_a_time_give_the_same(monkeypatch, masked, limit):
     rng = np.random.default_rng(3)
     q = rng.standard_normal((2, 9, 9, 8)).astype(np.float32)
     k, v = (rng.standard_normal((2, 9, 3, d)).astype(np.float32) for d in (8, 5))
@@ -74,7 +46,7 @@ def test_scores_taken_some_at_a_time_give_the_same(monkeypatch, masked, limit):
     loss = lambda *x: jnp.sum(jnp.sin(causal_attention(*x, segment_ids=segments)))
     run = lambda: jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
     whole = run()
-    monkeypatch.setattr(causal_attention_module, "KEPT_SCORES", limit)
+    monkeypatch.setattr(xla, "KEPT_SCORES", limit)
     assert "scan" in str(jax.make_jaxpr(loss)(q, k, v))
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=16 * EPSILON), run(), whole
@@ -85,149 +57,158 @@ def test_many_scores_are_not_kept_for_the_gradient():
     arrays = [jax.ShapeDtypeStruct((8, 1024, 64, 64), jnp.float32)] * 3  # 2 GiB of scores
     gradient = jax.jit(jax.grad(lambda *x: causal_attention(*x).sum(), argnums=(0, 1, 2)))
     assert (
-        gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
-        < 6 * causal_attention_module.KEPT_SCORES
+        gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes < 6 * xla.KEPT_SCORES
     )
 
 
-def on_a_gpu(monkeypatch):
-    """As far as tracing goes."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(causal_attention_module, "on_hopper", lambda: True)
-    monkeypatch.setattr(causal_attention_module.cudnn, "check_cudnn_version", lambda: 91000)
+@pytest.fixture
+def cudnn_found(monkeypatch):
+    """cuDNN's calls can be traced where its library is missing."""
+    monkeypatch.setattr(cudnn.fused, "check_cudnn_version", lambda: 91000)
 
 
-def text_of(shape, dtype=jnp.bfloat16):
-    return str(jax.make_jaxpr(causal_attention)(*[jax.ShapeDtypeStruct((*shape, 64), dtype)] * 3))
+def trace(f, *shape, dtype=jnp.bfloat16, sharding=None, mesh=None, **options):
+    """The jaxpr of f(query, key, value) for a Hopper GPU."""
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=HOPPER) if mesh is None else mesh
+    arrays = [jax.ShapeDtypeStruct((*shape, 64), dtype, sharding=sharding)] * 3
+    with jax.sharding.use_abstract_mesh(mesh):
+        return str(jax.make_jaxpr(lambda *x: f(*x, **options))(*arrays))
 
 
-def gradient_text(shape, attention=causal_attention, sharding=None, **options):
-    arrays = [jax.ShapeDtypeStruct((*shape, 64), jnp.bfloat16, sharding=sharding)] * 3
+def gradient(query, key, value, attention=causal_attention, **options):
     loss = lambda *x: attention(*x, **options).astype(jnp.float32).sum()
-    return str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays))
+    return jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
 
 
-def test_the_gradient_kernel_is_taken_where_heads_fill_the_gpu(monkeypatch):
-    on_a_gpu(monkeypatch)
+def test_the_gradient_kernel_is_taken_where_heads_fill_the_gpu(cudnn_found):
     for scale in (None, -0.3, 0):
-        assert "attention_gradient" in gradient_text((24, 1024, 78), scale=scale)
+        assert "attention_gradient" in trace(gradient, 24, 1024, 78, scale=scale)
     for shape in ((32, 1024, 47), (6, 4096, 78), (1, 32768, 25)):
-        assert "attention_gradient" in gradient_text(shape)
-    for shape in (
-        (24, 1000, 78),
-        (1, 1024, 7),
-        (1, 32768, 7),
-    ):  # no whole blocks; idle multiprocessors
-        assert "attention_gradient" not in gradient_text(shape)
-    assert "attention_gradient" not in gradient_text(
-        (24, 1024, 78), segment_ids=jnp.zeros((24, 1024), jnp.int32)
-    )
+        assert "attention_gradient" in trace(gradient, *shape)
+    # no whole blocks; idle multiprocessors
+    for shape in ((24, 1000, 78), (1, 1024, 7), (1, 32768, 7)):
+        assert "attention_gradient" not in trace(gradient, *shape)
+    segments = jnp.zeros((24, 1024), jnp.int32)
+    assert "attention_gradient" not in trace(gradient, 24, 1024, 78, segment_ids=segments)
 
 
-def test_the_forward_kernel_is_taken_where_blocks_of_queries_fill_the_gpu(monkeypatch):
-    on_a_gpu(monkeypatch)
+def test_the_forward_kernel_is_taken_where_blocks_of_queries_fill_the_gpu(cudnn_found):
     for shape in ((24, 1024, 78), (32, 1024, 47), (6, 4096, 78), (3, 8192, 11)):
-        assert "attention_forward" in text_of(shape)
+        assert "attention_forward" in trace(causal_attention, *shape)
     for shape in ((24, 1024, 78), (32, 1024, 47), (6, 4096, 78)):
-        assert "attention_forward" in gradient_text(shape)
+        assert "attention_forward" in trace(gradient, *shape)
     for shape in ((24, 1000, 78), (1, 1024, 7)):  # no whole blocks; idle multiprocessors
-        assert "attention_forward" not in text_of(shape)
-    assert "attention_forward" not in gradient_text((1, 32768, 7)), (
+        assert "attention_forward" not in trace(causal_attention, *shape)
+    assert "attention_forward" not in trace(gradient, 1, 32768, 7), (
         "cuDNN's gradient wants what its own forward pass keeps"
     )
-    assert "attention_forward" not in text_of((24, 1024, 78), jnp.float16), (
+    assert "attention_forward" not in trace(causal_attention, 24, 1024, 78, dtype=jnp.float16), (
         "whose range is too small for the kernel's weights"
     )
 
 
-def test_the_gradient_behind_the_forward_kernel_alone_is_cudnns(monkeypatch):
-    """Where ours does not pay: what the gradient is asked of takes cuDNN's forward pass too."""
-    cudnn = lambda q, k, v, scale: scale * jnp.tanh(q) * k + jnp.sin(v)
-    monkeypatch.setattr(causal_attention_module, "_cudnn", cudnn)
-    x = [jnp.arange(6.0) + i for i in range(3)]
-    kernels = causal_attention_module.Kernels(forward=True, gradient=False)
-    loss = lambda f: jax.jit(jax.grad(lambda *x: (f(*x) ** 2).sum(), argnums=(0, 1, 2)))
-    got = loss(lambda *x: causal_attention_module._with_kernels(*x, None, 0.3, kernels))(*x)
-    for a, b in zip(got, loss(lambda *x: cudnn(*x, 0.3))(*x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=4 * EPSILON)
-
-
-def test_a_mesh_of_one_device_keeps_nothing_from_the_kernels(monkeypatch):
-    on_a_gpu(monkeypatch)
+def test_a_mesh_of_one_device_keeps_nothing_from_the_kernels():
     mesh = jax.sharding.AbstractMesh(
-        (1, 1), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+        (1, 1),
+        ("data", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        abstract_device=HOPPER,
     )
-    with jax.sharding.use_abstract_mesh(mesh):
-        text = gradient_text((24, 1024, 25), sharding=jax.NamedSharding(mesh, jax.P("data")))
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    text = trace(gradient, 24, 1024, 25, mesh=mesh, sharding=sharding)
     assert "attention_forward" in text and "attention_gradient" in text
 
 
-def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(monkeypatch):
+def test_arrays_spread_over_a_mesh_go_to_cudnn_alone(cudnn_found):
     """Under shard_map each device has its own arrays, which the kernel takes."""
-    on_a_gpu(monkeypatch)
-    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), explicit, abstract_device=HOPPER)
     rows = jax.P("data")
     own = jax.shard_map(causal_attention, in_specs=rows, out_specs=rows, check_vma=False)
-    with jax.sharding.use_abstract_mesh(mesh):
-        spread = jax.NamedSharding(mesh, rows)
-        assert "attention_gradient" not in gradient_text((48, 1024, 78), sharding=spread)
-        assert "attention_gradient" in gradient_text((48, 1024, 78), own, sharding=spread)
+    spread = {"mesh": mesh, "sharding": jax.NamedSharding(mesh, rows)}
+    assert "attention_gradient" not in trace(gradient, 48, 1024, 78, **spread)
+    assert "attention_gradient" in trace(gradient, 48, 1024, 78, **spread, attention=own)
 
 
-def test_along_a_split_sequence_the_kernels_are_taken_where_nothing_else_is_masked(monkeypatch):
-    on_a_gpu(monkeypatch)
-    mesh = jax.sharding.AbstractMesh(
-        (2,), ("sequence",), axis_types=(jax.sharding.AxisType.Explicit,)
+def test_along_a_split_sequence_the_kernels_are_taken_unless_there_are_segments(cudnn_found):
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.sharding.AbstractMesh((2,), ("sequence",), explicit, abstract_device=HOPPER)
+
+    def of_chunks(query, key, value, segments):
+        query = sequence.local_tokens(query)
+        chunks = sequence.local_chunks()
+        return causal_attention(query, key, value, segment_ids=segments, chunks=chunks)
+
+    def attention(*arrays, segmented):
+        segments = jnp.zeros(arrays[0].shape[:2], jnp.int32) if segmented else None
+        split = jax.shard_map(
+            of_chunks,
+            mesh=mesh,
+            in_specs=jax.P(),
+            out_specs=jax.P(None, "sequence"),
+            check_vma=False,
+        )
+        return split(*arrays, segments)
+
+    of = lambda tokens, segmented: trace(
+        gradient, 1, tokens, 7, mesh=mesh, attention=attention, segmented=segmented
     )
-
-    def of_own(query, key, value, **options):
-        return causal_attention(sequence.local_tokens(query), key, value, **options)
-
-    attention = jax.shard_map(
-        of_own, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(None, "sequence"), check_vma=False
-    )
-    masked = lambda *x: jax.shard_map(
-        lambda *y: of_own(*y[:3], segment_ids=y[3]),
-        mesh=mesh,
-        in_specs=jax.P(),
-        out_specs=jax.P(None, "sequence"),
-        check_vma=False,
-    )(*x, jnp.zeros(x[0].shape[:2], jnp.int32))
-    with jax.sharding.use_abstract_mesh(mesh):
-        text = gradient_text((1, 8192, 7), attention)
-        assert "attention_forward" in text and "attention_gradient" in text
-        for text in (
-            gradient_text((1, 8192 - 256, 7), attention),
-            gradient_text((1, 8192, 7), masked),
-        ):
-            assert "attention_forward" not in text and "attention_gradient" not in text
+    text = of(8192, False)
+    assert "attention_forward" in text and "attention_gradient" in text
+    for text in (of(8192 - 256, False), of(8192, True)):
+        assert "attention_forward" not in text and "attention_gradient" not in text
 
 
-def test_rematerialisation_of_what_is_cheap_keeps_attention(monkeypatch):
-    """Where our kernel computes the gradient, which cannot be told by cuDNN's name."""
+def lowered(f, platform, shape=(24, 1024, 78, 64), dtype=jnp.bfloat16):
+    arrays = [jax.ShapeDtypeStruct(shape, dtype)] * 3
+    return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
 
-    def stand_in(q, k, v, scale):
-        return jax.lax.erf_inv(q + k + v), jax.lax.erf_inv(q[..., 0].swapaxes(1, 2))
 
-    on_a_gpu(monkeypatch)
-    monkeypatch.setattr(causal_attention_module, "_cudnn_with_lse", stand_in)
-    gradient = lambda q, k, v, out, lse, grad, chunks, **_: (
-        [out * grad * lse.swapaxes(1, 2)[..., None]] * 3
-    )
-    monkeypatch.setattr(causal_attention_module.gradient, "attention_gradient", gradient)
-    ours = lambda q, k, v, chunks, scale, sms: stand_in(q, k, v, scale)
-    monkeypatch.setattr(causal_attention_module.forward, "attention_forward", ours)
-    x = jnp.ones((2, 4, 3, 8), jnp.bfloat16)
-    for forward in (False, True):
-        kernels = causal_attention_module.Kernels(forward, gradient=True)
-        f = lambda w, x, kernels=kernels: causal_attention_module._with_kernels(
-            *[jnp.tanh(x) * w] * 3, None, 1.0, kernels
-        ).sum()
-        for policy, times in (
-            ("dots", 2),
-            ("full", 3),
-        ):  # two results, of which one is not wanted where they come again
-            text = str(
-                jax.make_jaxpr(jax.grad(jax.checkpoint(f, policy=remat.policy(policy))))(2.0, x)
-            )
-            assert text.count("erf_inv") == times, (kernels, policy)
+@pytest.mark.parametrize("f", [causal_attention, gradient])
+def test_lowered_for_cuda_the_kernels_are_taken_and_elsewhere_the_definition(f):
+    assert "mosaic_gpu" in lowered(f, "cuda") and "mosaic_gpu" not in lowered(f, "cpu")
+    named = lambda *x: f(*x, implementation="mosaic_gpu")
+    assert "mosaic_gpu" in lowered(named, "cuda", (1, 128, 1, 64))
+    assert "custom_call" not in lowered(lambda *x: f(*x, implementation="xla"), "cuda")
+    with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU; .* lowered for cpu"):
+        lowered(named, "cpu")
+
+
+def test_why_no_faster_kernel_is_taken_is_logged_once(caplog, monkeypatch):
+    monkeypatch.setattr(implementations, "_reported", set())
+    caplog.set_level(logging.INFO, "t6jax")
+    for f, why in (
+        (
+            lambda: lowered(causal_attention, "cuda", dtype=jnp.float32),
+            "xla; not mosaic_gpu: .*float32.*; not cudnn: .*float32",
+        ),
+        (
+            lambda: lowered(causal_attention, "cpu", (2, 256, 3, 192)),
+            "xla; not mosaic_gpu: D must be 64, not 192; not cudnn: D and E must be multiples of 8",
+        ),
+        (
+            lambda: trace(causal_attention, 1, 1024, 7),
+            "cudnn where lowered for CUDA, .*; not mosaic_gpu: it would fill 21% of the GPU",
+        ),
+        (lambda: lowered(causal_attention, "cpu"), "mosaic_gpu where lowered for CUDA, xla elsewh"),
+    ):
+        caplog.clear()
+        for _ in range(2):
+            monkeypatch.setattr(cudnn.fused, "check_cudnn_version", lambda: 91000)
+            f()
+        (record,) = caplog.records
+        assert re.search(why, record.getMessage()), record.getMessage()
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_wrong_arguments_are_named():
+    q, k = jnp.zeros((2, 8, 6, 4)), jnp.zeros((2, 8, 4, 4))
+    for arguments, options, message in (
+        ((q, k, k), {}, "the key's 4 heads must divide the query's 6"),
+        ((q, q[:, :6], q[:, :6]), {}, "the query has 8 tokens and the key 6"),
+        ((q, q[..., :3], q), {}, "do not fit together"),
+        ((q, q, q), {"implementation": "triton"}, "'triton' of causal_attention is unknown"),
+        ((q, q[:, :6], q[:, :6]), {"chunks": (0, 1)}, "with chunks the query's tokens"),
+    ):
+        with pytest.raises(InputError, match=message):
+            causal_attention(*arguments, **options)

@@ -20,19 +20,18 @@ from jax.sharding import PartitionSpec as P
 import t6jax
 from pallas_kernels.decode import flash_tpa, partition
 from pallas_kernels.decode.cache_layout import CacheLayout
-from t6jax import InputError, TPACache, TPAQuery
-from t6jax.ops.decode import api as decode_module
+from t6jax import FixedFactors, InputError, TPACache, TPAEntry, TPAQuery
+from t6jax.ops import implementation as implementations
 from t6jax.ops.decode import xla
-from t6jax.ops.tpa_cache import NOTHING, TPAEntry
-from tests.ops.decode.test_decode import draw
+from tests.ops.decode.base import draw
 
 B, N, M = 4, 2, 24
 LENGTHS = [0, 1, 17, 24]
 CASES = {
-    "contextual": {},
-    "non-contextual a": {"a_k": 2, "a_v": 2},
-    "non-contextual b": {"b_k": 2, "b_v": 2},
-    "shared b": {"b_v": None},
+    "contextual": (),
+    "fixed a": ("a_k", "a_v"),
+    "fixed b": ("b_k", "b_v"),
+    "shared b": (),
 }
 
 
@@ -47,8 +46,8 @@ def implementation(request, monkeypatch):
     if request.param == "kernel":
         in_its_place = types.SimpleNamespace(check=lambda *_: None, attend=attend)
         monkeypatch.setitem(flash_tpa.KERNELS, "mosaic_gpu", in_its_place)
-        run = functools.partial(decode_module._kernel, "mosaic_gpu")
-        monkeypatch.setitem(decode_module.IMPLEMENTATIONS, "mosaic_gpu", run)
+        take = lambda kernel, definition, *arguments, **_: kernel(*arguments)
+        monkeypatch.setattr(implementations, "by_platform", take)
         return "mosaic_gpu"
     return "xla"
 
@@ -61,15 +60,15 @@ def attend(query, rows, lengths, a, b, layout, *, rotation, scale, dtype):
         .swapaxes(1, 2)
         .reshape(len(lengths), -1, layout.width)
     )
-    fixed = NOTHING._replace(a_k=a[0], a_v=a[1]) if a else NOTHING
+    fixed = FixedFactors(a_k=a[0], a_v=a[1]) if a else FixedFactors()
     if b:
         b_k = b[0][:, : layout.b_v].reshape(-1, layout.rank_k, layout.dim_k)
         assert rotation is None
         fixed = fixed._replace(
             b_k=b_k[0], b_v=b[0][0, layout.b_v :].reshape(layout.rank_v, layout.dim_v)
         )
-    cache = TPACache(rows, fixed, b[0] if b else None, layout)
-    out, lse = xla.decode(TPAQuery(*query) if len(query) == 2 else query[0], cache, lengths, scale)
+    query = TPAQuery(*query) if len(query) == 2 else query[0]
+    out, lse = xla.decode(query, TPACache(rows, layout), lengths, fixed, scale=scale)
     return out.astype(dtype), lse
 
 
@@ -79,9 +78,17 @@ def arguments(heads, case="contextual", head_shards=1, dense=False):
         for name, x in draw(np.random.default_rng(0), B, N, M, heads, 3, 2, 2, 8, 8).items()
     }
     query = TPAQuery(f.pop("a_q"), f.pop("b_q"))
-    f |= {name: None if axes is None else f[name][0, 0] for name, axes in CASES[case].items()}
+    fixed = FixedFactors(**{name: f[name][0, 0] for name in CASES[case]})
+    f |= dict.fromkeys(CASES[case])
+    if case == "shared b":
+        f["b_v"] = None
     query = jnp.einsum("bnrh,bnrd->bnhd", *query) if dense else query
-    return query, TPACache.from_factors(**f, head_shards=head_shards), jnp.array(LENGTHS)
+    cache = TPACache.from_factors(**f, fixed=fixed, head_shards=head_shards)
+    return query, cache, jnp.array(LENGTHS), fixed
+
+
+def decode(query, cache, lengths, fixed, **options):
+    return t6jax.decode(query, cache, lengths, fixed=fixed, **options)
 
 
 def spread(mesh, query, cache, lengths, batch="data", heads="tensor"):
@@ -111,21 +118,22 @@ def moved(compiled):
     [
         *((6, case, False) for case in CASES),
         (6, "contextual", True),
-        (6, "non-contextual a", True),
+        (6, "fixed a", True),
         (5, "contextual", False),
     ],
 )
 def test_each_device_decodes_its_own_sequences_and_heads(mesh, implementation, heads, case, dense):
-    want = t6jax.decode(*arguments(heads, case, dense=dense), implementation="xla", return_lse=True)
+    want = decode(*arguments(heads, case, dense=dense), implementation="xla", return_lse=True)
     whole = arguments(heads, case, head_shards=2, dense=dense)
     for got, one in zip(
-        t6jax.decode(*whole, implementation=implementation, return_lse=True), want, strict=True
+        decode(*whole, implementation=implementation, return_lse=True), want, strict=True
     ):
         np.testing.assert_allclose(
             got, one, rtol=1e-5, atol=1e-5
         )  # on one device, two shares one after another
-    args = spread(mesh, *whole)
-    run = jax.jit(lambda *a: t6jax.decode(*a, implementation=implementation, return_lse=True))
+    *whole, fixed = whole
+    args = *spread(mesh, *whole), fixed
+    run = jax.jit(lambda *a: decode(*a, implementation=implementation, return_lse=True))
     compiled = run.lower(*args).compile()
     if heads % 2 == 0:
         assert not moved(compiled)
@@ -142,7 +150,7 @@ def test_each_device_decodes_its_own_sequences_and_heads(mesh, implementation, h
 
 @pytest.mark.parametrize("heads", [6, 5])
 def test_appending_and_growing_is_in_place_on_each_device(mesh, implementation, heads):
-    query, cache, _ = arguments(heads, head_shards=2)
+    query, cache, *_ = arguments(heads, head_shards=2)
     entry = jax.tree.map(lambda x: x[:, :N], cache.stored())
     whole = t6jax.TPACache.empty(
         B,
@@ -183,7 +191,7 @@ def test_appending_and_growing_is_in_place_on_each_device(mesh, implementation, 
 
 @pytest.mark.parametrize("mapped", ["all", "query and lengths"])
 def test_vmap_of_spread_sequences(mesh, implementation, mapped):
-    query, cache, lengths = spread(mesh, *arguments(6), heads=None)
+    query, cache, lengths = spread(mesh, *arguments(6)[:3], heads=None)
     two = lambda x, change=lambda x: x: jax.tree.map(lambda x: jnp.stack([x, change(x)]), x)
     queries, caches, many = (
         two(query, jnp.negative),
@@ -205,7 +213,7 @@ def test_vmap_of_spread_sequences(mesh, implementation, mapped):
 
 def test_what_does_not_divide_is_named():
     mesh = jax.make_mesh((2, 2), ("data", "tensor"))
-    _, cache, _ = arguments(6)
+    _, cache, *_ = arguments(6)
     with pytest.raises(
         InputError, match="heads='tensor': a cache of head_shards=1 cannot be spread over 2 devices"
     ):

@@ -1,4 +1,9 @@
-"""t6jax.decode: its "xla" implementation is Algorithm 1, and bad arguments are named."""
+"""t6jax.decode: "xla" is Algorithm 1, bad arguments are named, and the implementation goes by the
+platform that is lowered for.
+"""
+
+import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +11,20 @@ import numpy as np
 import pytest
 
 import t6jax
-from t6jax import InputError, TPACache, TPAQuery
+from t6jax import FixedFactors, InputError, TPACache, TPAQuery
+from t6jax.ops import implementation as implementations
+from tests.ops.decode.base import Case, DecodeTests, arguments, draw
 
 EPSILON = np.finfo(np.float32).eps
 
 
-def draw(rng, batch, new, length, heads, rank_q, rank_k, rank_v, d, e):
-    shapes = {
-        "a_q": (batch, new, rank_q, heads),
-        "b_q": (batch, new, rank_q, d),
-        "a_k": (batch, length, rank_k, heads),
-        "b_k": (batch, length, rank_k, d),
-        "a_v": (batch, length, rank_v, heads),
-        "b_v": (batch, length, rank_v, e),
-    }
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+class TestXLA(DecodeTests):
+    implementation = "xla"
+
+
+class TestXLAInBfloat16(DecodeTests):
+    implementation = "xla"
+    dtype = jnp.bfloat16
 
 
 def call(f, lengths=None, **options):
@@ -33,91 +37,60 @@ def call(f, lengths=None, **options):
     return t6jax.decode(query, cache, lengths, **options)
 
 
-def algorithm_1(f, lengths, scale):
-    """Algorithm 1 for any ranks, a query, a head at a time, in float64."""
-    f = {name: x.astype(np.float64) for name, x in f.items()}
-    (batch, new, rank_q, heads), rank_k, rank_v = (
-        f["a_q"].shape,
-        f["a_k"].shape[2],
-        f["a_v"].shape[2],
+def text(*arguments, platform="cuda", **options):
+    """What a call lowers to."""
+    run = jax.jit(lambda q, c, lengths, fixed: t6jax.decode(q, c, lengths, fixed=fixed, **options))
+    return run.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("kind", ["contextual", "dense query", "fixed a", "fixed b", "shared b"])
+def test_lowered_for_cuda_the_kernel_is_taken_and_elsewhere_the_definition(kind):
+    call = arguments(Case(kind=kind), jnp.bfloat16)
+    assert "mosaic_gpu" in text(*call)
+    assert "mosaic_gpu" in text(*call, implementation="mosaic_gpu")
+    assert "mosaic_gpu" not in text(*call, implementation="xla")
+    assert "custom_call" not in text(*call, platform="cpu")
+
+
+def test_no_kernel_takes_float32_caches_or_96_features_and_the_log_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(implementations, "_reported", set())
+    caplog.set_level(logging.INFO, "t6jax")
+    for case, dtype, why in (
+        (Case(), jnp.float32, "not mosaic_gpu: .*must be bfloat16 or float16, not float32"),
+        (Case(dims=(96, 96)), jnp.bfloat16, "not mosaic_gpu: .*must be 32, 64 or 128, not 96"),
+        (Case(), jnp.bfloat16, "mosaic_gpu where lowered for CUDA, xla elsewhere"),
+    ):
+        caplog.clear()
+        for _ in range(2):
+            lowered = text(*arguments(case, dtype))
+        assert ("custom_call" in lowered) == ("where lowered" in why)
+        (record,) = caplog.records
+        assert re.search(why, record.message), record.message
+
+
+def test_a_named_kernel_says_why_it_does_not_take_a_call():
+    query, cache, lengths, _ = arguments(Case(), jnp.float32)
+    with pytest.raises(NotImplementedError, match="mosaic_gpu' does not take .*float32"):
+        t6jax.decode(query, cache, lengths, implementation="mosaic_gpu")
+    query, cache, lengths, _ = arguments(Case(), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU; .* lowered for cpu"):
+        t6jax.decode(query, cache, lengths, implementation="mosaic_gpu")
+
+
+def test_a_mesh_that_names_its_device_decides():
+    kind = lambda name, platform: jax.sharding.AbstractMesh(
+        (1,), ("x",), abstract_device=jax.sharding.AbstractDevice(name, 132, platform)
     )
-    out, lse = (
-        np.zeros((batch, new, heads, f["b_v"].shape[3])),
-        np.full((batch, new, heads), -np.inf),
-    )
-    largest = 0.0
-    for b, n, h in np.ndindex(batch, new, heads):
-        m = lengths[b] - new + 1 + n
-        if m <= 0:
-            continue
-        s1 = np.einsum("rd,mkd->mkr", f["b_q"][b, n], f["b_k"][b, :m])
-        s2 = s1 @ f["a_q"][b, n, :, h]
-        logits = (s2 * f["a_k"][b, :m, :, h]).sum(1) * scale / rank_q / rank_k
-        p = np.exp(logits - logits.max())
-        lse[b, n, h] = logits.max() + np.log(p.sum())
-        out[b, n, h] = (
-            np.einsum("m,mr,mre->e", p / p.sum(), f["a_v"][b, :m, :, h], f["b_v"][b, :m]) / rank_v
-        )
-        largest = max(largest, np.abs(logits).max())
-    return out, lse, largest
-
-
-@pytest.mark.parametrize(
-    ("heads", "ranks", "d", "e"),
-    [
-        (1, (1, 1, 1), 4, 4),
-        (5, (4, 2, 3), 8, 6),
-        (47, (6, 2, 2), 16, 16),
-        (78, (2, 4, 1), 6, 10),
-        (34, (16, 1, 1), 8, 8),
-    ],
-)
-@pytest.mark.parametrize("new", [1, 4])
-def test_xla_is_algorithm_1(heads, ranks, d, e, new):
-    rng = np.random.default_rng(heads + new)
-    length = 19
-    f = draw(rng, 5, new, length, heads, *ranks, d, e)
-    lengths = np.array([0, 1, 7, 18, 19], np.int32)
-    scale = 0.7
-    out, lse = call(f, jnp.asarray(lengths), scale=scale, return_lse=True)
-    want, want_lse, largest = algorithm_1(f, lengths, scale)
-
-    # A sum of n float32 products is off by at most n epsilon of the sum of their magnitudes. The
-    # scores' sums have D + R_Q + R_K terms; an error of a score is a relative error of exp(score),
-    # the larger the score; the output's sums have M + R_V terms. The magnitudes' sum is up to a few
-    # times the largest result, hence the 4.
-    score_error = 4 * EPSILON * (d + ranks[0] + ranks[1]) * max(largest, 1)
-    bound = score_error + 4 * EPSILON * (length + ranks[2])
-    np.testing.assert_allclose(out, want, rtol=0, atol=bound * np.abs(want).max())
-    np.testing.assert_allclose(lse, want_lse, rtol=0, atol=bound * max(largest, 1))
-
-
-def test_a_token_that_sees_nothing_gets_zeros_and_minus_infinity():
-    f = draw(np.random.default_rng(0), 2, 4, 6, 3, 2, 1, 1, 4, 4)
-    out, lse = call(f, jnp.array([0, 2]), return_lse=True)
-    assert not np.any(out[0])
-    assert np.all(np.isneginf(lse[0]))
-    assert not np.any(out[1, :2]), "tokens 0 and 1 of 4 come before the sequence's first token"
-    assert np.all(np.isneginf(lse[1, :2]))
-    assert np.all(np.isfinite(lse[1, 2:]))
-
-
-def test_what_lies_behind_the_length_does_not_matter_even_nan():
-    f = draw(np.random.default_rng(1), 1, 1, 8, 3, 2, 2, 2, 4, 4)
-    clean = call(f, jnp.array([5]))
-    for name in ("a_k", "b_k", "a_v", "b_v"):
-        f[name][:, 5:] = np.nan
-    np.testing.assert_array_equal(call(f, jnp.array([5])), clean)
-
-
-def test_a_dense_query_is_the_combined_factors():
-    f = draw(np.random.default_rng(2), 2, 3, 7, 5, 3, 2, 1, 8, 4)
-    factored = call(f)
-    f["q"] = np.einsum("bnrh,bnrd->bnhd", f.pop("a_q"), f.pop("b_q")) / 3
-    dense = call(f)
-    # both round sums of at most 8 products of normal numbers, then a softmax; see
-    # test_xla_is_algorithm_1
-    np.testing.assert_allclose(dense, factored, rtol=0, atol=64 * EPSILON * np.abs(factored).max())
+    call = arguments(Case(), jnp.bfloat16)
+    for mesh, wanted in (
+        (kind("NVIDIA H200", "gpu"), True),
+        (kind("NVIDIA A100", "gpu"), False),
+        (kind("cpu", "cpu"), False),
+    ):
+        with jax.sharding.use_abstract_mesh(mesh):
+            jaxpr = str(jax.make_jaxpr(t6jax.decode)(*call[:3]))
+        assert ("Ref<gmem>" in jaxpr) == wanted  # Mosaic GPU's
+        assert "platform_index" not in jaxpr
 
 
 def test_saturated_and_equal_scores_stay_finite():
@@ -132,33 +105,7 @@ def test_saturated_and_equal_scores_stay_finite():
     )
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_the_result_has_the_querys_dtype(dtype):
-    f = draw(np.random.default_rng(4), 1, 1, 4, 2, 1, 1, 1, 4, 4)
-    f = {name: jnp.asarray(x, dtype) for name, x in f.items()}
-    out, lse = call(f, return_lse=True)
-    assert out.dtype == dtype and lse.dtype == jnp.float32
-
-
-def test_lengths_are_data_no_recompilation():
-    f = draw(np.random.default_rng(5), 2, 1, 8, 2, 1, 1, 1, 4, 4)
-    decode = jax.jit(lambda lengths: call(f, lengths))
-    for lengths in ([1, 2], [8, 0], [3, 7]):
-        # fused and unfused sums of at most 8 terms round differently
-        want = call(f, jnp.array(lengths))
-        np.testing.assert_allclose(
-            decode(jnp.array(lengths)), want, rtol=0, atol=16 * EPSILON * np.abs(want).max()
-        )
-    assert decode._cache_size() == 1
-
-
-def test_inside_jit_a_length_outside_the_cache_is_taken_as_its_end():
-    f = draw(np.random.default_rng(6), 3, 2, 4, 2, 1, 1, 1, 4, 4)
-    decode = jax.jit(lambda lengths: call(f, lengths, return_lse=True))
-    for got, want in zip(decode(jnp.array([9, 4, -3])), decode(jnp.array([4, 4, 0])), strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -171,7 +118,6 @@ def test_inside_jit_a_length_outside_the_cache_is_taken_as_its_end():
         ({"b_v": (2, 6, 8)}, "b_v"),
     ],
 )
-@pytest.mark.usefixtures("unchecked_annotations")
 def test_shapes_that_disagree_are_named(change, named):
     f = draw(np.random.default_rng(7), 2, 1, 6, 5, 3, 2, 1, 8, 8)
     f |= {name: np.zeros(shape, np.float32) for name, shape in change.items()}
@@ -179,6 +125,7 @@ def test_shapes_that_disagree_are_named(change, named):
         call(f)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
@@ -188,7 +135,6 @@ def test_shapes_that_disagree_are_named(change, named):
         ([1.0, 2.0], "integers"),
     ],
 )
-@pytest.mark.usefixtures("unchecked_annotations")
 def test_wrong_lengths_are_refused(lengths, message):
     f = draw(np.random.default_rng(8), 2, 1, 6, 5, 3, 2, 1, 8, 8)
     with pytest.raises(InputError, match=message):
@@ -198,10 +144,8 @@ def test_wrong_lengths_are_refused(lengths, message):
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_other_wrong_arguments_are_named():
     f = draw(np.random.default_rng(9), 2, 1, 6, 5, 3, 2, 1, 8, 8)
-    with pytest.raises(InputError, match="dense' is unknown"):
+    with pytest.raises(InputError, match="dense' of decode is unknown"):
         call(f, implementation="dense")
-    with pytest.raises(NotImplementedError, match="mosaic_gpu' needs a Hopper GPU"):
-        call(f, implementation="mosaic_gpu")
     with pytest.raises(InputError, match="TPACache"):
         t6jax.decode(jnp.zeros((2, 1, 5, 8)), (1, 2, 3, 4))
     with pytest.raises(InputError, match="query must be a TPAQuery"):
@@ -223,3 +167,26 @@ def test_other_wrong_arguments_are_named():
                 for k, d in zip(("a_k", "b_k", "a_v", "b_v"), "ffef", strict=True)
             )
         )
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_wrong_fixed_factors_are_named():
+    query, cache, lengths, fixed = arguments(Case(kind="fixed a"), jnp.float32)
+    with pytest.raises(InputError, match="fixed.a_k must have shape .*; got nothing"):
+        t6jax.decode(query, cache, lengths)
+    with pytest.raises(InputError, match="fixed.a_v must have shape .*; got shape"):
+        t6jax.decode(query, cache, lengths, fixed=fixed._replace(a_v=fixed.a_v[:1]))
+    with pytest.raises(InputError, match="fixed.b_k is given, but the cache holds b_k"):
+        t6jax.decode(query, cache, lengths, fixed=fixed._replace(b_k=jnp.zeros((2, 64))))
+    tokens = {
+        n: jnp.zeros((1, 4, 2, d)) for n, d in (("a_k", 5), ("b_k", 8), ("a_v", 5), ("b_v", 8))
+    }
+    same = FixedFactors(a_k=jnp.zeros((2, 5)))
+    for change, message in (
+        ({"a_k": same.a_k}, "a_k must have 4 axes"),
+        ({"a_k": None}, "a_k is missing"),
+        ({"fixed": same}, "a_k and fixed.a_k are both given"),
+        ({"a_k": None, "fixed": same}, "a_k and a_v must either both"),
+    ):
+        with pytest.raises(InputError, match=message):
+            TPACache.from_factors(**(tokens | change))
