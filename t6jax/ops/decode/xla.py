@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode import cache_layout
@@ -25,6 +26,7 @@ def decode(
 
     A token that sees nothing gets zeros and a log-sum-exp of -inf; a length is taken as M at most.
     """
+    fixed = _onto_mesh_of(cache, fixed)
     if cache.layout.head_shards == 1:
         return _decode(query, cache, fixed, lengths, scale)
     # each shard by itself, so that shards which lie on several devices stay there
@@ -35,6 +37,15 @@ def decode(
         cache_layout.merge_heads(cache.layout, out, 2),
         cache_layout.merge_heads(cache.layout, lse, 2),
     )
+
+
+def _onto_mesh_of(cache: TPACache, fixed: FixedFactors) -> FixedFactors:
+    """The fixed factors on every device of the cache's mesh, where its axes are Explicit."""
+    mesh = jax.typeof(cache.rows).sharding.mesh
+    if not mesh.explicit_axes:
+        return fixed
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, everywhere), fixed)
 
 
 def _decode(
@@ -48,9 +59,11 @@ def _decode(
     lengths = jnp.clip(lengths, 0, room)
     factors = key_value_factors(cache.stored(), fixed, cache.rope, jnp.arange(room)[None])
     # what is the same for all sequences or tokens, for each of them
-    a_k, b_k, a_v, b_v = (
+    mesh_axis = jax.typeof(cache.rows).sharding.spec[0]
+    whole = (
         jnp.broadcast_to(x.astype(jnp.float32), (cache.batch, room, *x.shape[2:])) for x in factors
     )
+    a_k, b_k, a_v, b_v = (cache_layout.place_axis(x, 0, mesh_axis) for x in whole)
     # float32 products even where the device would round to TF32
     with jax.default_matmul_precision("highest"):
         if isinstance(query, TPAQuery):

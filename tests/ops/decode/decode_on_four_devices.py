@@ -178,9 +178,8 @@ def test_appending_and_growing_is_in_place_on_each_device(mesh, implementation, 
     assert heads % 2 or not moved(compiled)
     assert compiled.memory_analysis().alias_size_in_bytes == cache._rows.nbytes // 4
     for grown in (0, 1, 6):
-        want, whole = step(
-            whole, *jax.tree.map(np.asarray, (query, entry)), np.minimum(lengths + grown, M)
-        )
+        off_mesh = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (query, entry, lengths))
+        want, whole = step(whole, *off_mesh[:2], jnp.minimum(off_mesh[2] + grown, M))
         got, cache = run(cache, query, entry, jnp.minimum(lengths + grown, M))
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
         assert cache._rows.sharding.is_equivalent_to(
