@@ -18,6 +18,7 @@ class MixtureEntry:
 
     path: Annotated[str, "A folder of token shards."] = ""
     source: Annotated[str, "Without a path: text to prepare, as data.source."] = ""
+    text_key: Annotated[str, "As data.text_key."] = "text"
     weight: Annotated[float, Range(above=0), "Its share of the windows."] = 1.0
 
     def __post_init__(self):
@@ -36,6 +37,9 @@ class DataConfig(Section):
         "With an empty path: text that is prepared in the run's directory; a file or folder of "
         'text, .jsonl or .parquet, a URL, a data set of the hub, or "python".',
     ] = ""
+    text_key: Annotated[
+        str, "The key of a .jsonl source, or the column of a .parquet, that holds the text."
+    ] = "text"
     mixture: Annotated[
         dict[str, MixtureEntry],
         "Several sources in place of path and source: a name -> path or source, and weight.",

@@ -1,6 +1,4 @@
-"""The data of a run: the folders of shards that its config names, checked, and prepared where that
-is asked for.
-"""
+"""The data of a run: the folders of shards that its config names."""
 
 import os
 import pathlib
@@ -10,6 +8,7 @@ from typing import Any, NamedTuple
 from t6jax.config import DataConfig
 from t6jax.data.manifest import check_data, document_start, read_manifest
 from t6jax.data.prepare import prepare
+from t6jax.data.records import TEXT_KEY
 from t6jax.data.tokenizers import (
     GPT2,
     JSON_FILE,
@@ -23,10 +22,12 @@ from t6jax.files import write_atomically
 
 
 class Corpus(NamedTuple):
-    """sources: folders of shards with their weights. document_start: the token that begins each
-    document.
+    """The data of a run.
 
-    bytes_per_token: of the validation text, None where a folder has no manifest.
+    Attributes:
+        sources: folders of shards with their weights.
+        document_start: the token that begins each document.
+        bytes_per_token: of the validation text; None if a folder has no manifest.
     """
 
     sources: list[tuple[pathlib.Path, float]]
@@ -40,71 +41,105 @@ class Corpus(NamedTuple):
         return " + ".join(f"{weight / total:.0%} {folder}" for folder, weight in self.sources)
 
 
+class _Entry(NamedTuple):
+    """A folder of shards, and the text that it is prepared from if it does not exist."""
+
+    folder: pathlib.Path
+    source: str
+    text_key: str
+    weight: float
+
+
 def prepare_missing(workdir: pathlib.Path, data: DataConfig, say: Callable[[str], None]) -> None:
-    """Prepares each folder of the config's data that is not there, from the source that is given
-    for it.
+    """Prepares each folder of the config's data that does not exist from its source.
+
+    Args:
+        workdir: the run's directory.
+        data: the config.
+        say: is called with lines of progress.
+
+    Raises:
+        InputError: if a folder neither exists nor has a source, or was prepared from another.
     """
-    for folder, source, _ in _entries(workdir, data):
-        if folder.is_dir():
-            _refuse_other_data(folder, source, data)
+    for entry in _entries(workdir, data):
+        if entry.folder.is_dir():
+            _refuse_other_data(entry, data)
             continue
-        if not source:
+        if not entry.source:
             raise InputError(
-                f"there is no data in {folder}: put token shards there (the .bin files of llm.c, "
-                "modded-nanogpt or the "
-                "published T6 code), make them with python -m t6jax.data.prepare, or give "
-                "--config.data.path=FOLDER, or "
-                "--config.data.path= --config.data.source=TEXTS"
+                f"there is no data in {entry.folder}: put token shards there (the .bin files of "
+                "llm.c, modded-nanogpt or the published T6 code), make them with python -m "
+                "t6jax.data.prepare, or give --config.data.path=FOLDER, or --config.data.path= "
+                "--config.data.source=TEXTS"
             )
-        say(f"preparing {source!r} in {folder}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        say(f"preparing {entry.source!r} in {entry.folder}")
+        entry.folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(
-            source,
-            folder,
+            entry.source,
+            entry.folder,
             data.tokenizer,
             data.validation_fraction,
+            text_key=entry.text_key,
             workers=len(os.sched_getaffinity(0)),
             say=say,
         )
 
 
-def _refuse_other_data(folder: pathlib.Path, source: str, data: DataConfig) -> None:
-    made = (read_manifest(folder) or {}).get("settings") if source else None
-    wanted = {"source": source, "validation_fraction": data.validation_fraction}
-    for key in wanted if made else ():
-        if made[key] != wanted[key]:
+def _refuse_other_data(entry: _Entry, data: DataConfig) -> None:
+    settings = (read_manifest(entry.folder) or {}).get("settings") if entry.source else None
+    if not settings:
+        return
+    wanted = {
+        "source": entry.source,
+        "text_key": entry.text_key,
+        "validation_fraction": data.validation_fraction,
+    }
+    for key, value in wanted.items():
+        made = settings.get(key, TEXT_KEY)  # the one key that may be missing
+        if made != value:
             raise InputError(
-                f"{folder} was prepared with data.{key}={made[key]!r}, now {wanted[key]!r}: delete "
-                "it, or give another --workdir"
+                f"{entry.folder} was prepared with data.{key}={made!r}, now {value!r}: delete it, "
+                "or give another --workdir"
             )
 
 
 def load_corpus(workdir: pathlib.Path, data: DataConfig, vocab_size: int) -> Corpus:
-    """The config's data. Raises InputError where it is missing or damaged, or does not fit the
-    config.
+    """Finds and checks the data of a run.
+
+    Args:
+        workdir: the run's directory.
+        data: the config.
+        vocab_size: of the model.
+
+    Raises:
+        InputError: if data is missing or damaged, or does not fit the config.
     """
     entries = _entries(workdir, data)
-    for folder, *_ in entries:
-        if not folder.is_dir():
+    for entry in entries:
+        if not entry.folder.is_dir():
             raise InputError(
-                f"there is no data in {folder}: give --data=FOLDER of token shards, or a text file "
-                "or folder"
+                f"there is no data in {entry.folder}: give --data=FOLDER of token shards, or a "
+                "text file or folder"
             )
-    manifests = [
-        check_data(folder, kept_path(workdir, data.tokenizer), vocab_size) for folder, *_ in entries
-    ]
+    tokenizer = kept_path(workdir, data.tokenizer)
+    manifests = [check_data(entry.folder, tokenizer, vocab_size) for entry in entries]
     return Corpus(
-        [(folder, weight) for folder, _, weight in entries],
-        document_start(manifests[0], kept_path(workdir, data.tokenizer)),
-        _bytes_per_token(manifests, [weight for *_, weight in entries]),
+        [(entry.folder, entry.weight) for entry in entries],
+        document_start(manifests[0], tokenizer),
+        _bytes_per_token(manifests, [entry.weight for entry in entries]),
     )
 
 
 def keep_tokenizer(
     workdir: pathlib.Path, corpus: Corpus, name: str, say: Callable[[str], None]
 ) -> None:
-    """Copies to a run's directory what is needed to decode its tokens, so that it is whole by
-    itself.
+    """Copies the tokenizer to a run's directory, so that the run can be decoded without its data.
+
+    Args:
+        workdir: the run's directory.
+        corpus: its data.
+        name: data.tokenizer of the config.
+        say: is called with a sentence if GPT-2's ranks cannot be fetched.
     """
     if any((workdir / file).exists() for file in (TIKTOKEN_FILE, JSON_FILE)):
         return
@@ -125,31 +160,35 @@ def run_tokenizer(workdir: pathlib.Path, data: DataConfig) -> Tokenizer:
     return kept_tokenizer(workdir, data.tokenizer)
 
 
-def _entries(workdir: pathlib.Path, data: DataConfig) -> list[tuple[pathlib.Path, str, float]]:
-    """(folder, source, weight): data.path and data.source, or those of data.mixture; without a
-    path, a folder in the run's directory.
+def kept_path(workdir: pathlib.Path, name: str) -> str:
+    """A tokenizer's name; for a file, the path of the run's copy if it has one."""
+    kept = workdir / (TIKTOKEN_FILE if name.endswith(".tiktoken") else JSON_FILE)
+    return str(kept) if name.endswith((".tiktoken", ".json")) and kept.exists() else name
+
+
+def _entries(workdir: pathlib.Path, data: DataConfig) -> list[_Entry]:
+    """data.path and data.source, or those of data.mixture.
+
+    Without a path, the folder is in the run's directory.
     """
     if not data.mixture:
         folder = pathlib.Path(data.path) if data.path else workdir / "data"
-        return [(folder, data.source, 1.0)]
+        return [_Entry(folder, data.source, data.text_key, 1.0)]
     return [
-        (
+        _Entry(
             pathlib.Path(entry.path) if entry.path else workdir / "data" / name,
             entry.source,
+            entry.text_key,
             entry.weight,
         )
         for name, entry in data.mixture.items()
     ]
 
 
-def kept_path(workdir: pathlib.Path, name: str) -> str:
-    """A tokenizer's name; for a file, the run's own copy where it has one."""
-    kept = workdir / (TIKTOKEN_FILE if name.endswith(".tiktoken") else JSON_FILE)
-    return str(kept) if name.endswith((".tiktoken", ".json")) and kept.exists() else name
-
-
 def _bytes_per_token(manifests: list[dict[str, Any] | None], weights: list[float]) -> float | None:
-    if not all(manifests):
-        return None
-    of = lambda manifest: manifest["val"]["bytes"] / manifest["val"]["tokens"]
-    return sum(w * of(m) for m, w in zip(manifests, weights, strict=True)) / sum(weights)
+    total = 0.0
+    for manifest, weight in zip(manifests, weights, strict=True):
+        if manifest is None:
+            return None
+        total += weight * manifest["val"]["bytes"] / manifest["val"]["tokens"]
+    return total / sum(weights)

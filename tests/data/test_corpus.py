@@ -1,6 +1,4 @@
-"""The data of a run, from its config: prepared where it is missing, mixed, masked, and decodable
-from the run alone.
-"""
+"""The data of a run: prepared if it is missing, mixed, masked, and decodable from the run alone."""
 
 import dataclasses
 import json
@@ -64,13 +62,29 @@ def test_a_mixtures_sources_are_prepared_under_their_names(texts, tmp_path):
     assert str(corpus) == f"75% {tmp_path}/run/data/mine + 25% {tmp_path}/configs"
 
 
+def test_the_text_of_a_source_may_have_another_key(tmp_path):
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in corpora.documents(60))
+    (tmp_path / "a.jsonl").write_text(lines)
+    source = str(tmp_path / "a.jsonl")
+    data = dataclasses.replace(DATA, source=source, text_key="body")
+    prepare_missing(tmp_path / "run", data, silent)
+    assert load_corpus(tmp_path / "run", data, 257).bytes_per_token > 0.9
+    with pytest.raises(InputError, match="prepared with data.text_key='body', now 'text'"):
+        prepare_missing(tmp_path / "run", dataclasses.replace(data, text_key="text"), silent)
+    mixture = {"mine": {"source": source, "text_key": "body"}}
+    prepare_missing(tmp_path / "mixed", with_mixture(mixture), silent)
+    assert corpora.all_tokens(tmp_path / "mixed" / "data" / "mine") == corpora.all_tokens(
+        tmp_path / "run" / "data"
+    )
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
         (
             {"wieght": 1, "path": "x"},
-            r"data.mixture.web.wieght is unknown \(did you mean weight\?\); the keys there are "
-            "path, source, weight",
+            r"data.mixture.web.wieght is unknown \(did you mean weight\?\); the keys of "
+            "data.mixture.web are path, source, text_key, weight",
         ),
         ({"weight": 1.0}, "data.mixture.web needs a path or a source"),
         ({"path": "x", "weight": 0}, "data.mixture.web.weight must be above 0; got 0"),
