@@ -5,12 +5,11 @@ jax-triton compiles a kernel to PTX while JAX lowers the call, for one compute c
 the GPU at hand. XLA then launches it like any other kernel, inside of CUDA graphs too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
 from pallas_kernels.device import compute_capability
 
@@ -76,23 +75,3 @@ def launch(
 def power_of_2(x: int) -> int:
     """The least power of 2 that is not below x: the sizes that Triton's blocks have."""
     return 1 << (x - 1).bit_length()
-
-
-def row_wise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a function of arrays [N, ...] a rule for vmap, which jax-triton lacks.
-
-    Each row must be computed by itself: the mapped axis becomes part of N.
-    """
-    call = custom_vmap(function)
-
-    @call.def_vmap
-    def rule(size, mapped, *arrays):
-        def merge(x, is_mapped):
-            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-            return x.reshape(-1, *x.shape[2:])
-
-        results = call(*map(merge, arrays, mapped))
-        split = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), results)
-        return split, jax.tree.map(lambda _: True, results)
-
-    return call

@@ -3,25 +3,27 @@
     P  = exp(scale Q K^T - lse)        dV = P^T dO        delta = rowsum(dO * O)
     dS = P * (dO V^T - delta)          dQ = scale dS K    dK    = scale dS^T Q
 
-A team of thread blocks, one for short sequences, takes a (sequence, head) at a time and walks over
-the lower triangle of its blocks of 128 queries x 128 keys: each member down the queries of one
-column, of the last keys first, then of another (teams.py). So the tiles and sums that the members
-need, at about the same time, are few enough for the L2 cache. A thread block's four warpgroups go
-their own ways, tied by rings of barriers:
+A cooperative group of CTAs (thread blocks), of one for short sequences, takes a (sequence, head) at
+a time and walks over the lower triangle of its blocks of 128 queries x 128 keys. Each member goes
+down the queries of one column, that of the last keys first, then of another (cta_groups.py). The
+tiles and sums that members need at about the same time are thus few enough for the L2 cache.
 
-    0, 1   64 keys each, as rows:  S^T = K Q^T and dP^T = V dO^T, whose accumulators start at -lse /
-    scale and -delta, so that
-           exp2 and one multiplication make P^T and dS^T of them, in registers: the left operands of
-           dV += P^T dO and dK += dS^T Q. dS goes to shared memory.
-    2      dQ = dS K of the block, added up in memory: a float32 scratch for a team's head, in the
-           order of a thread block's threads and their registers, to which TMA adds. The first visit
-           to a block of queries stores, the last one reads what is there and writes dQ.
-    3      asks TMA for all tiles.
+The four warpgroups of a CTA are specialised and synchronise through rings of barriers:
 
-Visits to a block of queries are in a fixed order, of several members each when a count in memory
-says that those before are done: the same bits every time. Teams do not wait for one another, and
-hardware starts thread blocks in order: where something else, a collective say, holds
-multiprocessors, whole teams run to their end and make room for the rest.
+    0, 1   64 keys each, as rows: S^T = K Q^T and dP^T = V dO^T. The accumulators start at
+           -lse / scale and -delta, so that exp2 and one multiplication turn them into P^T and
+           dS^T in registers: the left operands of dV += P^T dO and dK += dS^T Q. dS goes to shared
+           memory.
+    2      dQ = dS K of the block, added up in global memory: a float32 scratch for a group's head,
+           in the order of a CTA's threads and their registers, to which TMA adds. The first visit
+           to a block of queries stores, the last one reads the sum and writes dQ.
+    3      issues the TMA copies of all tiles.
+
+Visits to a block of queries are in a fixed order; where they are of several members, each waits
+until a counter in memory says that those before it are done. So the results are the same bits every
+time. Groups do not wait for one another, and the hardware starts CTAs in order: where something
+else, such as a collective, holds multiprocessors, whole groups run to their end and make room for
+the rest.
 """
 
 import math
@@ -32,38 +34,54 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.chunks import Chunks
-from pallas_kernels.attention.teams import Team, best_size, busy
+from pallas_kernels.attention.cta_groups import CtaGroup, best_size, busy
+from pallas_kernels.batching import row_wise
 from pallas_kernels.hopper import fences, register_order, votes
 from pallas_kernels.hopper.layouts import COL, ROWS, WGMMA
 
-BLOCK = 128  # queries, and keys, of a step: two warpgroups' rows
+BLOCK = 128  # queries, and keys, of a step: the rows of two warpgroups
 DIM = 64
-RING = 2  # steps that a ring of buffers holds; of keys, columns
-REGISTERS = 208, 72, 24  # a thread's: of the warpgroups 0 and 1, of 2, of 3
-# Of the multiprocessors' time, below which cuDNN's gradient is as fast. Nearly full, the kernel
-# takes 0.6 of its time with a head each; where they share heads 0.72 at 2,048 tokens, and more
-# beyond.
-LEAST_BUSY, LEAST_BUSY_SHARED = 2 / 3, 0.8
+RING = 2  # steps that a ring of buffers holds; for keys, columns
+REGISTERS = 208, 72, 24  # of a thread: in warpgroups 0 and 1, in 2, in 3
+# The share of the multiprocessors' time, below which cuDNN's gradient is as fast. Nearly full, the
+# kernel takes 0.6 of cuDNN's time with a head for each; where they share heads, 0.72 at 2,048
+# tokens, and more beyond.
+MIN_BUSY, MIN_BUSY_SHARED = 2 / 3, 0.8
 TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
 PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
 
 
+ArrayLike = Array | jax.ShapeDtypeStruct
+
+
 class Column(NamedTuple):
-    """The block of keys j, in a round (turn), of sequence b and head h, before which its team had
-    `index` others.
+    """A block of keys that a member of a group takes.
+
+    Attributes:
+        index: How many heads the group had before.
+        b: Sequence.
+        h: Head.
+        round: Of the head's.
+        j: Block of keys.
     """
 
     index: Any
     b: Any
     h: Any
-    turn: Any
+    round: Any
     j: Any
 
 
-def unsupported(query, key, value, chunks=None) -> str | None:
-    """Why the kernel does not take these arrays [B, T, H, D], or None."""
+def unsupported(
+    query: Float[ArrayLike, "B T H D"],
+    key: Float[ArrayLike, "B S G D"],
+    value: Float[ArrayLike, "B S G E"],
+    chunks: Any = None,
+) -> str | None:
+    """Why the kernel does not take these arrays, or None. chunks: only whether there are any."""
     (B, T, H, D), S = query.shape, key.shape[1]
     if not key.shape == value.shape == (B, T if chunks is None else S, H, D):
         return "queries, keys and values must have the same shape"
@@ -72,10 +90,7 @@ def unsupported(query, key, value, chunks=None) -> str | None:
     if T % BLOCK or not query.size:
         return f"T must be a multiple of {BLOCK}, not {T}"
     if chunks is not None and (T % (2 * BLOCK) or S % T):
-        return (
-            f"T must be a multiple of {2 * BLOCK} where there are chunks, and the keys' a "
-            f"multiple of it; they are {T} and {S}"
-        )
+        return f"with chunks, T must be a multiple of {2 * BLOCK} and S one of T, not {T} and {S}"
     if (
         query.dtype not in (jnp.bfloat16, jnp.float16)
         or not query.dtype == key.dtype == value.dtype
@@ -87,81 +102,92 @@ def unsupported(query, key, value, chunks=None) -> str | None:
     return None
 
 
-def team_size(query, key, sms: int) -> int:
-    """How many multiprocessors share a head of these arrays, for speed."""
+def group_size(
+    query: Float[ArrayLike, "B T H D"], key: Float[ArrayLike, "B S H D"], sms: int
+) -> int:
+    """How many CTAs share a head of these arrays, for speed."""
     (B, T, H, _), S = query.shape, key.shape[1]
     return best_size(B * H, T // BLOCK, S // BLOCK, sms)
 
 
-def pays(query, key, sms: int) -> bool:
-    """Whether the multiprocessors are at work for so much of the time that cuDNN's gradient takes
+def pays(query: Float[ArrayLike, "B T H D"], key: Float[ArrayLike, "B S H D"], sms: int) -> bool:
+    """Whether the multiprocessors are busy for so much of the time that cuDNN's gradient takes
     longer.
     """
     (B, T, H, _), S = query.shape, key.shape[1]
-    size = team_size(query, key, sms)
+    size = group_size(query, key, sms)
     return busy(B * H, size, T // BLOCK, S // BLOCK, sms) >= (
-        LEAST_BUSY if size == 1 else LEAST_BUSY_SHARED
+        MIN_BUSY if size == 1 else MIN_BUSY_SHARED
     )
 
 
 def attention_gradient(
-    query,
-    key,
-    value,
-    out,
-    lse,
-    grad,
-    chunks=None,
+    query: Float[Array, "B T H D"],
+    key: Float[Array, "B S H D"],
+    value: Float[Array, "B S H D"],
+    out: Float[Array, "B T H D"],
+    lse: Float[Array, "B H T"],
+    grad: Float[Array, "B T H D"],
+    chunks: Int[Array, "2"] | None = None,
     *,
     scale: float,
     sms: int = 132,
-    team: int | None = None,
-):
-    """The gradients of query, key and value where out = softmax(scale Q K^T) V under a causal mask,
-    and grad is out's gradient.
+    ctas_per_head: int | None = None,
+) -> tuple[Float[Array, "B T H D"], Float[Array, "B S H D"], Float[Array, "B S H D"]]:
+    """The gradients of query, key and value where out = softmax(scale Q K^T) V under a causal mask
+    (eq. 3.2).
 
-    query, key, value, out, grad  [B, T, H, 64], bfloat16 or float16, T a multiple of 128
-    lse                           [B, H, T], float32: log-sum-exps of scale Q K^T
-    chunks                        int32 [2], where key and value are of S tokens: the halves of the
-                                  queries are chunks of T/2 of them, by number, the earlier one
-                                  first; S a multiple of T, T of 256
-    scale                         not 0
-    sms                           the GPU's multiprocessors
-    team                          how many of them share a head; default: as many as is fast
+    Args:
+        query: bfloat16 or float16; T a multiple of 128, D = 64.
+        key: Of the query's dtype; S = T without chunks.
+        value: As the key.
+        out: The output, of the same dtype.
+        lse: The log-sum-exps of scale Q K^T, float32.
+        grad: The output's gradient, of the same dtype.
+        chunks: The numbers of the two chunks, of T/2 of the S tokens each, that the halves of the
+            queries are; the earlier one first. S must be a multiple of T, and T of 256.
+        scale: Not 0.
+        sms: The GPU's multiprocessors.
+        ctas_per_head: How many CTAs share a head; default: as many as is fast. It sets the order of
+            sums, hence the last bits of the query's gradient.
+
+    Under vmap the mapped axis becomes part of B.
+
+    Raises:
+        NotImplementedError: The kernel does not take the arrays; see `unsupported`.
+        ValueError: ctas_per_head is more than there are multiprocessors or blocks of keys.
     """
     if reason := unsupported(query, key, value, chunks):
         raise NotImplementedError(f"attention_gradient: {reason}")
     most = min(sms, key.shape[1] // BLOCK)
-    if team is not None and not 1 <= team <= most:
+    if ctas_per_head is not None and not 1 <= ctas_per_head <= most:
         raise ValueError(
-            f"attention_gradient: team must be 1 to {most}, no more than sms and blocks of keys, "
-            f"not {team}"
+            f"attention_gradient: ctas_per_head must be 1 to {most}, no more than sms and blocks "
+            f"of keys, not {ctas_per_head}"
         )
-    delta = jnp.einsum("bthd,bthd->bht", out, grad, preferred_element_type=jnp.float32)
-    return _kernel(
-        query,
-        key,
-        value,
-        grad,
-        lse * (-1 / scale),
-        -delta,
-        chunks,
-        scale,
-        sms,
-        team or team_size(query, key, sms),
-    )
+
+    def run(query, key, value, out, lse, grad, *chunks):
+        delta = jnp.einsum("bthd,bthd->bht", out, grad, preferred_element_type=jnp.float32)
+        size = ctas_per_head or group_size(query, key, sms)
+        starts = lse * (-1 / scale), -delta
+        return tuple(
+            _kernel(query, key, value, grad, *starts, *(chunks or [None]), scale, sms, size)
+        )
+
+    shared = () if chunks is None else (chunks,)
+    run = row_wise(run, shared=len(shared))
+    return run(query, key, value, out, lse, grad, *shared)
 
 
 def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size):
     (B, T, H, _), dtype = query.shape, query.dtype
     blocks, key_blocks, items = T // BLOCK, key.shape[1] // BLOCK, B * H
     operands = [query, key, value, grad, start_s, start_dp, *([] if chunks is None else [chunks])]
-    team = Team(size, key_blocks)
-    teams = min(sms // size, items)
+    group_of = CtaGroup(size, key_blocks)
+    groups = min(sms // size, items)
     shared = size > 1
-    buffers = (
-        2 if shared else 1
-    )  # sums of a head may be under way while those of the head before are not yet fetched
+    # sums of a head may be under way while those of the head before are not yet fetched
+    buffers = 2 if shared else 1
     exponent = scale * math.log2(math.e)
 
     def kernel(*refs):
@@ -170,9 +196,9 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
         q_s, do_s, k_s, v_s, start_s_s, start_dp_s, ds_s, (sums_s, dq_s), out_s, *barriers = scratch
         q_full, q_empty, k_full, k_empty, v_full, v_empty, ds_full, ds_empty, sums_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
-        own_team, member = (lax.div(cta, size), lax.rem(cta, size)) if shared else (cta, 0)
+        own_group, member = (lax.div(cta, size), lax.rem(cta, size)) if shared else (cta, 0)
         visits = (
-            pl.get_global(plgpu.SemaphoreType.REGULAR((teams * buffers * blocks,)))
+            pl.get_global(plgpu.SemaphoreType.REGULAR((groups * buffers * blocks,)))
             if shared
             else None
         )
@@ -184,29 +210,32 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
             """
 
             def head(index, counts):
-                item = own_team + index * teams
+                item = own_group + index * groups
                 b, h = lax.div(item, H), lax.rem(item, H)
 
-                def one(turn, counts):
+                def one(round_, counts):
                     number, step = counts
                     return number + 1, column(
-                        Column(index, b, h, turn, team.column(turn, member)), number, step
+                        Column(index, b, h, round_, group_of.column(round_, member)), number, step
                     )
 
-                return lax.fori_loop(0, team.rounds_of(member), one, counts)
+                return lax.fori_loop(0, group_of.rounds_of(member), one, counts)
 
             lax.fori_loop(
-                0, lax.div(items - own_team + teams - 1, teams), head, (jnp.int32(0), jnp.int32(0))
+                0,
+                lax.div(items - own_group + groups - 1, groups),
+                head,
+                (jnp.int32(0), jnp.int32(0)),
             )
 
         def for_each_step(j, number, step, body):
             """Calls body(i, slot, step) for the blocks of queries i that see the keys j."""
-            first = queries.first(j)
+            first = queries.first_to_see(j)
 
             def one(n, step):
                 i = first + n
-                # up and down by turns: what the last column used last, and the L2 cache still has,
-                # comes first
+                # up in one column, down in the next: what the last column used last, and the L2
+                # cache still has, comes first
                 if not shared:
                     i = jnp.where(lax.rem(number, 2) == 0, i, blocks - 1 - n)
                 body(i, lax.rem(step, RING), step)
@@ -259,8 +288,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                 b, h, j = c.b, c.h, c.j
                 k_slot = lax.rem(number, RING)
                 plgpu.barrier_wait(k_full.at[k_slot])
-                first_block = queries.first(j)
-                buffer = buffers * own_team + lax.rem(c.index, buffers) if shared else cta
+                first_block = queries.first_to_see(j)
+                buffer = buffers * own_group + lax.rem(c.index, buffers) if shared else cta
                 if shared:
                     counts = visits.at[pl.ds(buffer * blocks, blocks)]
 
@@ -274,45 +303,46 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                         )
 
                 else:
-                    plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added is there
+                    plgpu.wait_smem_to_gmem(0)  # what earlier columns stored and added has arrived
 
                 def add(i, slot, _):
-                    own, place = lambda p: sums_ref.at[buffer, i, p], queries.place(i)
-                    earlier = team.before(c.turn, member, place) if shared else None
-                    last = earlier == place if shared else j == 0
-                    of_others = last & (place > 0)
+                    sums_of = lambda p: sums_ref.at[buffer, i, p]
+                    position = queries.position(i)
+                    earlier = group_of.visits_before(c.round, member, position) if shared else None
+                    last = earlier == position if shared else j == 0
+                    has_sums = last & (position > 0)
 
                     def fetch():
                         for p in range(2):
-                            plgpu.copy_gmem_to_smem(own(p), sums_s.at[p], sums_full)
+                            plgpu.copy_gmem_to_smem(sums_of(p), sums_s.at[p], sums_full)
 
                     if shared:
                         done = (
-                            lax.div(c.index, buffers) * (place + 1) + earlier
+                            lax.div(c.index, buffers) * (position + 1) + earlier
                         )  # visits, those of earlier heads too
-                        # mostly its turn has come by now; where it has not, it says that the block
-                        # before is done, and waits
-                        come = votes.reached(counts.at[i], done)
+                        # mostly the visits before are done by now; where not, this member says that
+                        # the block before is done, and waits
+                        ready = votes.reached(counts.at[i], done)
                         plgpu.barrier_wait(ds_full.at[slot])
                         publish(i - 1, i > first_block)
                         wait = lambda: plgpu.semaphore_wait(
                             counts.at[i], done, decrement=False, memory_scope="gpu"
                         )
-                        pl.when(~come)(wait)
+                        pl.when(~ready)(wait)
                         fences.fence_global_memory()
-                        pl.when(of_others)(fetch)
-                        pl.when(of_others)(lambda: plgpu.barrier_wait(sums_full))
+                        pl.when(has_sums)(fetch)
+                        pl.when(has_sums)(lambda: plgpu.barrier_wait(sums_full))
                     else:
 
-                        @pl.when(of_others)
-                        def ahead():
+                        @pl.when(has_sums)
+                        def fetch_early():
                             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                             fetch()
 
                         plgpu.barrier_wait(ds_full.at[slot])
-                        pl.when(of_others)(lambda: plgpu.barrier_wait(sums_full))
-                        # TMA has read what is now written over; the other steps have waited ahead
-                        pl.when((j > 0) | (place == 0))(
+                        pl.when(has_sums)(lambda: plgpu.barrier_wait(sums_full))
+                        # TMA has read what is now overwritten; the other steps waited before
+                        pl.when((j > 0) | (position == 0))(
                             lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                         )
 
@@ -327,27 +357,31 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                         dq = pl.run_scoped(product, PRODUCT)
 
                         @pl.when(~last if shared else j > 0)
-                        def partial():
+                        def add_to_sums():
                             register_order.store(sums_s.at[p], dq)
                             plgpu.commit_smem()
                             first, others = (
-                                (earlier == 0, earlier > 0) if shared else (place == j, place > j)
+                                (earlier == 0, earlier > 0)
+                                if shared
+                                else (position == j, position > j)
                             )
-                            pl.when(first)(lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], own(p)))
+                            pl.when(first)(
+                                lambda: plgpu.copy_smem_to_gmem(sums_s.at[p], sums_of(p))
+                            )
                             pl.when(others)(
                                 lambda: plgpu.copy_smem_to_gmem(
-                                    sums_s.at[p], own(p), reduction_op="add"
+                                    sums_s.at[p], sums_of(p), reduction_op="add"
                                 )
                             )
 
                         @pl.when(last)
-                        def give():
+                        def final():
                             total = lax.cond(
-                                place > 0,
+                                position > 0,
                                 lambda: dq + register_order.load(sums_s.at[p]),
                                 lambda: dq,
                             )
-                            plgpu.commit_smem()  # all have read what is now written over
+                            plgpu.commit_smem()  # all have read what is now overwritten
                             dq_s[p] = (total * scale).astype(dtype)
                             plgpu.commit_smem()
                             plgpu.copy_smem_to_gmem(
@@ -387,7 +421,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                 def accumulate(dk, dv):
                     def both_halves(i, slot, step):
                         plgpu.barrier_wait(q_full.at[slot])
-                        place = queries.place(i)
+                        position = queries.position(i)
                         for p in range(2):
                             q, grads, part = (
                                 q_s.at[slot, p],
@@ -415,7 +449,7 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                                     )
                                     return jnp.where(key + ROWS * group <= query + ROWS * p, x, 0.0)
 
-                                weights = lax.cond(place == j, mask, lambda x: x, weights)
+                                weights = lax.cond(position == j, mask, lambda x: x, weights)
                                 plgpu.wgmma(dv, weights.astype(dtype), grads)
                                 ds = (weights * plgpu.wgmma_accumulator_load(dp, wait_n=1)).astype(
                                     dtype
@@ -450,13 +484,13 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
     tiles = lambda *shape: plgpu.SMEM((*shape, ROWS, DIM), dtype, transforms=TILED)
     floats = lambda *shape: plgpu.SMEM(shape, jnp.float32)
     ring = lambda arrivals, slots=RING: plgpu.Barrier(num_arrivals=arrivals, num_barriers=slots)
-    by_thread = register_order.buffer_shape((ROWS, DIM))
+    sums_shape = register_order.buffer_shape((ROWS, DIM))
     dense = [jax.ShapeDtypeStruct(x.shape, dtype) for x in (query, key, value)]
     *grads, _ = plgpu.kernel(
         kernel,
         out_type=[
             *dense,
-            jax.ShapeDtypeStruct((buffers * teams, blocks, 2, *by_thread), jnp.float32),
+            jax.ShapeDtypeStruct((buffers * groups, blocks, 2, *sums_shape), jnp.float32),
         ],
         scratch_types=[
             *[tiles(RING, 2)] * 3,  # queries, gradients, keys
@@ -464,8 +498,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
             *[floats(RING, BLOCK)] * 2,  # where S and dP start
             tiles(RING, 2, 2),  # dS^T by halves of queries, then of keys
             plgpu.RefUnion(
-                floats(2, *by_thread), tiles(2)
-            ),  # sums of dQ; dQ, all of it where the sums of half 0 lay
+                floats(2, *sums_shape), tiles(2)
+            ),  # sums of dQ; dQ, all of it where the sums of half 0 were
             tiles(2),  # dK or dV of either warpgroup
             *[ring(6), ring(2)],  # queries and gradients
             *[ring(2), ring(3)],  # keys, which the warpgroups 0 to 2 release
@@ -473,13 +507,13 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
             *[ring(2), ring(1)],  # dS
             ring(2, 1),  # sums of dQ
         ],
-        grid=(teams * size,),  # a team's side by side: they start together
+        grid=(groups * size,),  # the members of a group next to each other: they start together
         grid_names=("cta",),
         num_threads=4,
         thread_name="warpgroup",
-        # Pallas's own barriers around every store to shared memory are not needed: rings order them
-        # and, where a warpgroup uses a buffer of its own again, commit_smem and wait_smem_to_gmem,
-        # which are barriers of a warpgroup
+        # Pallas's own barriers around every store to shared memory are not needed: the rings order
+        # the stores and, where a warpgroup reuses a buffer of its own, so do commit_smem and
+        # wait_smem_to_gmem, which are barriers of a warpgroup
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
             lowering_semantics=plgpu.LoweringSemantics.Lane,

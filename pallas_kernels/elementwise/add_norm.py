@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from pallas_kernels.triton_launch import launch, power_of_2, row_wise, unavailable
+from pallas_kernels.batching import row_wise
+from pallas_kernels.triton_launch import launch, power_of_2, unavailable
 
 MAX_WIDTH = 16384  # of a row, which a program holds in registers
 NUM_WARPS = 4

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from pallas_kernels.triton_launch import launch, row_wise, unavailable
+from pallas_kernels.batching import row_wise
+from pallas_kernels.triton_launch import launch, unavailable
 
 BLOCK = 2048  # numbers of a program
 NUM_WARPS = 4

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from pallas_kernels.triton_launch import launch, row_wise, unavailable
+from pallas_kernels.batching import row_wise
+from pallas_kernels.triton_launch import launch, unavailable
 
 HEADS = 16  # that a program works on at a time
 RANKS = 16  # the least that a matrix product takes

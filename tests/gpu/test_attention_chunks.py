@@ -56,10 +56,10 @@ def test_the_chunks_of_all_devices_make_up_the_whole(shape, devices):
     assert max(distances([jnp.concatenate(dq, axis=1), *sums], want)) < 4 * eps / np.sqrt(12)
 
 
-@pytest.mark.parametrize("team", [2, 3, 5])
+@pytest.mark.parametrize("group", [2, 3, 5])
 @pytest.mark.parametrize("numbers", [(0, 5), (2, 3)])
-def test_any_number_of_multiprocessors_may_share_a_head(numbers, team):
-    """Chunks of four blocks of 24, columns that neither sees or both; five heads for two teams."""
+def test_any_number_of_multiprocessors_may_share_a_head(numbers, group):
+    """Chunks of four blocks of 24, columns that neither sees or both; five heads for two groups."""
     query, key, value, grad = draw((1, 3072, 5), jnp.bfloat16)
     own = jnp.concatenate([n * 512 + jnp.arange(512) for n in numbers])
     seen = (
@@ -71,7 +71,7 @@ def test_any_number_of_multiprocessors_may_share_a_head(numbers, team):
     numbers, query, grad = jnp.array(numbers), query[:, own], grad[:, own]
     out, lse = attention_forward(query, key, value, numbers, scale=0.125)
     gradient = jax.jit(
-        functools.partial(attention_gradient, scale=0.125, sms=2 * team + 1, team=team)
+        functools.partial(attention_gradient, scale=0.125, sms=2 * group + 1, ctas_per_head=group)
     )
     got, again = (gradient(query, key, value, out, lse, grad, numbers) for _ in range(2))
     # rounded as the whole is, above

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.attention.cta_groups import LARGEST
 from pallas_kernels.attention.forward import attention_forward
 from pallas_kernels.attention.gradient import attention_gradient
-from pallas_kernels.attention.teams import LARGEST
 from t6jax.ops.attention import causal_attention, cudnn, mosaic_gpu
 
 # sequences, tokens, heads: one block and many, fewer heads than multiprocessors, several of them
@@ -95,16 +95,16 @@ def test_the_gradient_is_that_of_eq_3_2(shape, dtype, scale):
     assert all((x == y).all() for x, y in zip(got, again, strict=True))
 
 
-@pytest.mark.parametrize("team", range(1, LARGEST + 1))
-def test_any_number_of_multiprocessors_may_share_a_head(team):
-    """Eleven columns, which most teams do not divide; 14 heads for three teams, or for four of
+@pytest.mark.parametrize("group", range(1, LARGEST + 1))
+def test_any_number_of_multiprocessors_may_share_a_head(group):
+    """Eleven columns, which most groups do not divide; 14 heads for three groups, or for four of
     one.
     """
     query, key, value, grad = draw((2, 1408, 7), jnp.bfloat16)
     want = gradients(exact, *(x.astype(jnp.float32) for x in (query, key, value, grad)), 0.125)
     out, lse = attention_forward(query, key, value, scale=0.125)
     gradient = jax.jit(
-        functools.partial(attention_gradient, scale=0.125, sms=3 * team + 1, team=team)
+        functools.partial(attention_gradient, scale=0.125, sms=3 * group + 1, ctas_per_head=group)
     )
     got, again = (gradient(query, key, value, out, lse, grad) for _ in range(2))
     assert max(distances(got, want)) < 4 * float(jnp.finfo(jnp.bfloat16).eps) / np.sqrt(12)

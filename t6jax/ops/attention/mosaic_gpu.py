@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import forward
 from pallas_kernels.attention import gradient as gradient_kernel
-from pallas_kernels.attention.teams import utilization
+from pallas_kernels.attention.cta_groups import utilization
 from t6jax.ops.attention.segments import Segments
 from t6jax.ops.implementation import not_hopper, target_gpu
 from t6jax.ops.spread import is_spread

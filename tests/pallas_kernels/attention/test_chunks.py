@@ -12,9 +12,9 @@ def test_places_are_those_of_the_chunks_and_what_sees_a_key_comes_last(devices, 
         numbers = [i, 2 * devices - 1 - i]
         blocks = np.concatenate([np.arange(n * each, (n + 1) * each) for n in numbers])
         chunks = Chunks(numbers, 2 * each)
-        assert [int(chunks.place(n)) for n in range(2 * each)] == list(blocks)
+        assert [int(chunks.position(n)) for n in range(2 * each)] == list(blocks)
         for j in range(2 * devices * each):
-            assert list(range(int(chunks.first(j)), 2 * each)) == [
+            assert list(range(int(chunks.first_to_see(j)), 2 * each)) == [
                 n for n in range(2 * each) if blocks[n] >= j
             ]
 
@@ -22,5 +22,7 @@ def test_places_are_those_of_the_chunks_and_what_sees_a_key_comes_last(devices, 
 def test_a_whole_sequence_stands_where_it_is():
     chunks = Chunks(None, 4)
     assert (
-        [chunks.place(n) for n in range(4)] == [chunks.first(n) for n in range(4)] == [0, 1, 2, 3]
+        [chunks.position(n) for n in range(4)]
+        == [chunks.first_to_see(n) for n in range(4)]
+        == [0, 1, 2, 3]
     )

@@ -64,11 +64,12 @@ def test_says_what_it_does_not_take(shape, dtype, reason):
         jax.eval_shape(functools.partial(attention_gradient, scale=1.0), *arrays(shape, dtype))
 
 
-@pytest.mark.parametrize("team", [0, 3])
-def test_a_team_of_more_than_there_are_columns_is_refused(team):
-    with pytest.raises(ValueError, match="team must be 1 to 2"):
+@pytest.mark.parametrize("group", [0, 3])
+def test_a_group_of_more_than_there_are_columns_is_refused(group):
+    with pytest.raises(ValueError, match="ctas_per_head must be 1 to 2"):
         jax.eval_shape(
-            functools.partial(attention_gradient, scale=1.0, team=team), *arrays((1, 256, 3, 64))
+            functools.partial(attention_gradient, scale=1.0, ctas_per_head=group),
+            *arrays((1, 256, 3, 64)),
         )
 
 

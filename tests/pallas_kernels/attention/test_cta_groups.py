@@ -4,35 +4,38 @@ import itertools
 
 import pytest
 
-from pallas_kernels.attention.teams import LARGEST, Team, best_size, busy
+from pallas_kernels.attention.cta_groups import LARGEST, CtaGroup, best_size, busy
 
 
 @pytest.mark.parametrize(
     "size, columns", [(1, 1), (1, 5), (2, 2), (2, 7), (3, 8), (4, 8), (4, 9), (5, 32), (8, 12)]
 )
 def test_every_column_is_taken_once_and_every_visit_has_its_place_in_one_order(size, columns):
-    team = Team(size, columns)
+    group = CtaGroup(size, columns)
     taken = {
-        (turn, member): int(team.column(turn, member))
+        (round_, member): int(group.column(round_, member))
         for member in range(size)
-        for turn in range(int(team.rounds_of(member)))
+        for round_ in range(int(group.rounds_of(member)))
     }
     assert sorted(taken.values()) == list(range(columns))
-    for place in range(columns):
-        seeing = [turn for turn in sorted(taken) if taken[turn] <= place]
-        assert [int(team.before(*turn, place)) for turn in seeing] == list(range(place + 1))
+    for position in range(columns):
+        seeing = [round_ for round_ in sorted(taken) if taken[round_] <= position]
+        assert [int(group.visits_before(*round_, position)) for round_ in seeing] == list(
+            range(position + 1)
+        )
 
 
 @pytest.mark.parametrize("size, columns", [(2, 8), (4, 8), (4, 16), (8, 64)])
 def test_the_work_of_members_is_the_same_where_rounds_come_in_pairs(size, columns):
-    team = Team(size, columns)
+    group = CtaGroup(size, columns)
     steps = [
-        sum(columns - int(team.column(turn, m)) for turn in range(team.rounds)) for m in range(size)
+        sum(columns - int(group.column(round_, m)) for round_ in range(group.rounds))
+        for m in range(size)
     ]
     assert len(set(steps)) == 1
 
 
-def test_a_team_has_no_more_members_than_columns_or_multiprocessors():
+def test_a_group_has_no_more_members_than_columns_or_multiprocessors():
     for heads, blocks, sms in itertools.product(
         (1, 78, 1872), (1, 2, 3, 6, 8, 17, 64), (1, 3, 132)
     ):
