@@ -3,6 +3,9 @@
 import jax
 import pytest
 
+HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+needs_hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+
 
 def pytest_collection_modifyitems(items):
     if jax.default_backend() != "gpu":

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import t6jax
+from tests.gpu.conftest import HOPPER
 from tests.ops.decode.base import Case, arguments
-
-HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def test_the_fastest_that_takes_the_call_is_chosen():

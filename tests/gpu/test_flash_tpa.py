@@ -9,16 +9,12 @@ import pytest
 
 from pallas_kernels.decode import cache_layout, flash_tpa
 from pallas_kernels.decode.cache_layout import CacheLayout
+from tests.gpu.conftest import needs_hopper
 from tests.pallas_kernels.decode.check import check
 from tests.pallas_kernels.oracle import make, oracle, rotation
 
-GPUS = [device for device in jax.devices() if device.platform == "gpu"]
-HOPPER = bool(GPUS) and getattr(GPUS[0], "compute_capability", "") == "9.0"
-pytestmark = pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")
-hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
 
-
-@hopper
+@needs_hopper
 @pytest.mark.parametrize(
     "sizes, options",
     [
@@ -58,33 +54,33 @@ def test_matches_algorithm_1_on_ragged_lengths(sizes, options):
     check(CacheLayout(*sizes), [1000, 0, 1, 513, 64, 65], capacity=1003, **options)
 
 
-@hopper
+@needs_hopper
 def test_one_long_sequence_over_the_whole_card():
     check(CacheLayout(32, 1, 1, 64, 64), [70001])
 
 
-@hopper
+@needs_hopper
 def test_keys_far_along_a_sequence_are_turned_by_its_whole_angle():
     check(CacheLayout(34, 2, 2, 64, 64, True, True, True), [70001, 3], turn=rotation(64), R_Q=0)
 
 
-@hopper
+@needs_hopper
 def test_many_sequences():
     lengths = [int(x) for x in np.random.default_rng(1).integers(0, 700, 100)]
     check(CacheLayout(47, 2, 2, 64, 64), lengths)
 
 
-@hopper
+@needs_hopper
 def test_saturated_softmax():
     check(CacheLayout(34, 2, 2, 64, 64), [900, 77], R_Q=0, query_scale=40.0)
 
 
-@hopper
+@needs_hopper
 def test_equal_logits():
     check(CacheLayout(32, 1, 1, 64, 64), [900, 77], equal=True)
 
 
-@hopper
+@needs_hopper
 def test_a_growing_cache_compiles_once_and_takes_appends_in_place():
     layout, B, M = CacheLayout(34, 2, 2, 64, 64), 3, 300
     query, factors, _, _ = make(layout, [M] * B, M, 1, 0, jnp.bfloat16)
@@ -106,7 +102,7 @@ def test_a_growing_cache_compiles_once_and_takes_appends_in_place():
     assert np.linalg.norm(np.asarray(got, np.float64) - want) <= 1e-2 * np.linalg.norm(want)
 
 
-@hopper
+@needs_hopper
 def test_vmap_adds_an_axis():
     layout, lengths = CacheLayout(32, 1, 1, 64, 64), [[300, 0], [64, 129]]
     made = [make(layout, x, 300, 1, 6, jnp.bfloat16) for x in lengths]

@@ -6,13 +6,12 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from tests.conftest import ROOT
+from tests.gpu.conftest import HOPPER
 from tests.gpu.memcheck import CASES
 
-HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
 
 
