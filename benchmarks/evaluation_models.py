@@ -77,7 +77,7 @@ def t6(config: Any, documents: int) -> Record:
         ]
 
     model = nnx.merge(graph, jax.tree.unflatten(tree, draw(jax.random.key(0))))
-    lm = T6LM.of(model, ByteTokenizer())  # no request holds text
+    lm = T6LM.from_model(model, ByteTokenizer())  # no request holds text
     found = timed(lm._loglikelihood_tokens, config.vocab_size, documents, warm_up=documents)
 
     some = requests(32, config.vocab_size)

@@ -4,8 +4,8 @@ import concurrent.futures
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 import jax
 from flax import nnx
@@ -14,6 +14,7 @@ from t6jax.data.corpus import run_tokenizer
 from t6jax.data.tokenizers import Tokenizer
 from t6jax.errors import InputError
 from t6jax.evaluation.packing import Request
+from t6jax.evaluation.progress import ProgressBar
 from t6jax.evaluation.scoring import Scorer
 from t6jax.extras import needs
 from t6jax.generation import stream
@@ -31,24 +32,15 @@ with needs("eval"):
         postprocess_generated_text,
     )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-    from tqdm import tqdm
 
-DEFAULT_NEW_TOKENS = 256  # of a generation whose task names no number, as in the harness
+# The new tokens of a generation whose task names no number, as in the harness.
+DEFAULT_NEW_TOKENS = 256
 MODEL_ARGS = ("ckpt", "max_length", "add_bos_token", "batch_tokens")
 GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 
 
-@register_model("t6jax")
 class T6LM(TemplateLM):
-    """What a task asks of a model, answered as the harness's own Hugging Face model answers it.
-
-    ckpt: a run's directory, or one step's.
-    max_length: tokens of the model's window, default its context_length.
-    add_bos_token: begins every context with the tokenizer's document_start.
-    batch_tokens: tokens that a device takes at a time, default by the kind of device; this stands
-        in for the harness's batch_size and max_batch_size, which are passed over. JAX chooses the
-        devices, all there are.
-    """
+    """A T6 that answers the harness's requests as the harness's own Hugging Face model does."""
 
     def __init__(
         self,
@@ -62,6 +54,21 @@ class T6LM(TemplateLM):
         device: str | None = None,
         **unknown: Any,
     ):
+        """Loads a checkpoint onto all local devices.
+
+        Args:
+          ckpt: a run's directory, or one step's.
+          max_length: the tokens of the model's window. Default: its context_length.
+          add_bos_token: whether every context starts with the tokenizer's document_start.
+          batch_tokens: the tokens of a batch on each device. Default: by the kind of device.
+          batch_size: ignored, like `max_batch_size`; `batch_tokens` takes its place.
+          max_batch_size: ignored.
+          device: ignored; JAX chooses the devices.
+          **unknown: refused.
+
+        Raises:
+          InputError: if `ckpt` is missing, cannot be loaded, or an argument is unknown.
+        """
         if unknown:
             raise InputError(
                 f"model_args has {next(iter(unknown))!r}; t6jax takes {', '.join(MODEL_ARGS)}"
@@ -79,10 +86,10 @@ class T6LM(TemplateLM):
             "step": step,
             "model_num_parameters": model.config.parameter_count,
         }
-        self._start(model, tokenizer, info, max_length, add_bos_token, batch_tokens)
+        self._setup(model, tokenizer, info, max_length, add_bos_token, batch_tokens)
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         model: T6,
         tokenizer: Tokenizer,
@@ -90,12 +97,12 @@ class T6LM(TemplateLM):
         max_length: int | None = None,
         batch_tokens: int | None = None,
     ) -> "T6LM":
-        """A model that is in memory."""
+        """The same for a model that is in memory."""
         lm = cls.__new__(cls)
-        lm._start(model, tokenizer, {}, max_length, False, batch_tokens)
+        lm._setup(model, tokenizer, {}, max_length, False, batch_tokens)
         return lm
 
-    def _start(
+    def _setup(
         self,
         model: T6,
         tokenizer: Tokenizer,
@@ -105,7 +112,7 @@ class T6LM(TemplateLM):
         batch_tokens: int | None,
     ) -> None:
         super().__init__()
-        # the harness's bootstrap forks, which a process with JAX's threads may not live through
+        # the harness's bootstrap forks, which can deadlock a process with JAX's threads
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self._tokens = tokenizer
         self._add_bos_token = add_bos_token
@@ -114,8 +121,8 @@ class T6LM(TemplateLM):
             "context_length": model.config.context_length,
         }
         self.scorer = Scorer(model, max_length=max_length, batch_tokens=batch_tokens)
-        # the contexts of a question's answers come one behind another
-        self._encoded = functools.lru_cache(maxsize=64)(
+        # a question's context comes once for each of its answers, one after another
+        self._encode = functools.lru_cache(maxsize=64)(
             lambda text: tokenizer.encode(text.encode("utf-8", "replace")).tolist()
         )
 
@@ -132,7 +139,7 @@ class T6LM(TemplateLM):
         return self._tokens.hash
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results."""
+        """What the harness writes next to its results."""
         return self._info
 
     def apply_chat_template(
@@ -146,12 +153,8 @@ class T6LM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **options
     ) -> list[int]:
-        special = (
-            self._add_bos_token
-            if add_special_tokens is None
-            else add_special_tokens and self._add_bos_token
-        )
-        return [self.eot_token_id] * special + self._encoded(string)
+        special = self._add_bos_token and add_special_tokens is not False
+        return [self.eot_token_id] * special + self._encode(string)
 
     def _loglikelihood_tokens(
         self,
@@ -159,87 +162,100 @@ class T6LM(TemplateLM):
         disable_tqdm: bool = False,
         **options,
     ) -> list[tuple[float, bool]]:
-        def keep(i: int, answer: tuple[float, bool]) -> None:
-            if requests[i][0] is not None:
-                self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+        def cache(i: int, answer: tuple[float, bool]) -> None:
+            texts = requests[i][0]
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
 
         pairs = [Request(context, continuation) for _, context, continuation in requests]
-        return self._scores(pairs, keep, "log-likelihoods", disable_tqdm)
+        return self._score(pairs, cache, "log-likelihoods", disable_tqdm)
 
-    def _scores(
+    def _score(
         self,
         requests: Sequence[Request],
-        keep: Callable[[int, tuple[float, bool]], None],
-        what: str,
-        quiet: bool,
+        on_answer: Callable[[int, tuple[float, bool]], None],
+        description: str,
+        disable_tqdm: bool,
     ) -> list[tuple[float, bool]]:
+        """The (log-likelihood, whether greedy) of each request; on_answer is called for each."""
         answers: list[Any] = [None] * len(requests)
-        with tqdm(total=len(requests), desc=what, unit=" requests", disable=quiet) as progress:
+        with ProgressBar(
+            total=len(requests), desc=description, unit=" requests", disable=disable_tqdm
+        ) as progress:
             for finished in self.scorer.stream(requests):
                 for i, score in finished:
                     answers[i] = tuple(score)
-                    keep(i, answers[i])
+                    on_answer(i, answers[i])
                 progress.update(len(finished))
         return answers
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        windows, owners = [], []
-        for i, (text,) in enumerate(request.args for request in requests):
-            tokens = self.tok_encode(text)
-            pieces = get_rolling_token_windows(
-                tokens, self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+        windows, request_of_window = [], []
+        for i, request in enumerate(requests):
+            (text,) = request.args
+            overlapping = get_rolling_token_windows(
+                self.tok_encode(text),
+                self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
             )
-            for window in map(make_disjoint_window, pieces):
+            for window in map(make_disjoint_window, overlapping):
                 windows.append(Request(*window))
-                owners.append(i)
+                request_of_window.append(i)
         totals = [0.0] * len(requests)
-        answers = self._scores(windows, lambda *_: None, "rolling log-likelihoods", disable_tqdm)
-        for i, (log_likelihood, _) in zip(owners, answers, strict=True):
+        answers = self._score(windows, lambda *_: None, "rolling log-likelihoods", disable_tqdm)
+        for i, (log_likelihood, _) in zip(request_of_window, answers, strict=True):
             totals[i] += log_likelihood
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        settings = [json.dumps(request.args[1], sort_keys=True) for request in requests]
-        texts: list[str] = [""] * len(requests)
-        with tqdm(
+        # requests with equal settings are generated together
+        by_settings: dict[str, dict[int, tuple[str, dict[str, Any]]]] = {}
+        for i, request in enumerate(requests):
+            context, kwargs = request.arguments
+            key = json.dumps(kwargs, sort_keys=True)
+            by_settings.setdefault(key, {})[i] = context, kwargs
+        texts = [""] * len(requests)
+        with ProgressBar(
             total=len(requests), desc="generations", unit=" requests", disable=disable_tqdm
         ) as progress:
-            for setting in dict.fromkeys(settings):
-                mine = [i for i, other in enumerate(settings) if other == setting]
 
-                def keep(i: int, text: str) -> None:
-                    texts[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                    progress.update()
+            def on_text(i: int, text: str) -> None:
+                texts[i] = text
+                self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                progress.update()
 
-                self._generate(
-                    {i: requests[i].args[0] for i in mine}, requests[mine[0]].args[1], keep
-                )
+            for members in by_settings.values():
+                contexts = {i: context for i, (context, _) in members.items()}
+                _, kwargs = next(iter(members.values()))
+                self._generate(contexts, kwargs, on_text)
         return texts
 
     def _generate(
-        self, contexts: dict[int, str], kwargs: dict[str, Any], keep: Callable[[int, str], None]
+        self,
+        contexts: dict[int, str],
+        generation_kwargs: dict[str, Any],
+        on_text: Callable[[int, str], None],
     ) -> None:
-        kwargs = normalize_gen_kwargs(kwargs, DEFAULT_NEW_TOKENS)
+        """Generates from each context with the same settings; on_text is called for each text."""
+        kwargs = dict(normalize_gen_kwargs(generation_kwargs, DEFAULT_NEW_TOKENS))
         unknown = sorted(kwargs.keys() - set(GENERATION_KEYS))
         if unknown:
             raise InputError(
                 f"generation_kwargs has {unknown[0]!r}; t6jax takes {', '.join(GENERATION_KEYS)}"
             )
-        until, new_tokens = (
-            handle_stop_sequences(kwargs.get("until"), eos=None),
-            kwargs["max_gen_toks"],
-        )
+        until = handle_stop_sequences(kwargs.get("until"), eos=None)
+        new_tokens = kwargs["max_gen_toks"]
         room = self.max_length - new_tokens
         if room < 1:
             raise InputError(
                 f"max_gen_toks={new_tokens} leaves no room for a context in the model's window of "
-                f"{self.max_length} tokens: "
-                "lower it in the task's generation_kwargs or by --gen_kwargs"
+                f"{self.max_length} tokens: lower it in the task's generation_kwargs or with "
+                "--gen_kwargs"
             )
         options = {
             "stop_tokens": (self.eot_token_id,),
@@ -255,38 +271,38 @@ class T6LM(TemplateLM):
             i: self.tok_encode(context)[-room:] or [self.eot_token_id]
             for i, context in contexts.items()
         }
-        order = sorted(prompts, key=lambda i: -len(prompts[i]))
+        longest_first = sorted(prompts, key=lambda i: -len(prompts[i]))
         models = self._decoders
-        most = max(1, self.scorer.batch_tokens // self.max_length)
-        rows = min(most, -(-len(order) // len(models)))
-        batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+        largest = max(1, self.scorer.batch_tokens // self.max_length)
+        size = min(largest, -(-len(longest_first) // len(models)))
+        batches = [
+            longest_first[start : start + size] for start in range(0, len(longest_first), size)
+        ]
 
-        def work(device: int) -> None:
+        def generate_on(device: int) -> None:
             for seed, batch in list(enumerate(batches))[device :: len(models)]:
-                # always as many prompts, so that nothing is compiled anew for the last ones
-                filled = [prompts[i] for i in batch] + [prompts[batch[-1]]] * (rows - len(batch))
-                made = self._until(
-                    stream(models[device], filled, new_tokens, seed=seed, **options),
-                    len(batch),
-                    until,
-                )
-                for i, text in zip(batch, made, strict=True):
-                    keep(i, text)
+                # every batch has the same size, so that nothing is compiled again for the last one
+                padded = [prompts[i] for i in batch] + [prompts[batch[-1]]] * (size - len(batch))
+                tokens = stream(models[device], padded, new_tokens, seed=seed, **options)
+                for i, text in zip(batch, self._texts(tokens, len(batch), until), strict=True):
+                    on_text(i, text)
 
         with concurrent.futures.ThreadPoolExecutor(len(models)) as threads:
-            list(threads.map(work, range(len(models))))
+            list(threads.map(generate_on, range(len(models))))
 
-    def _until(self, pieces: Any, rows: int, until: list[str]) -> list[str]:
+    def _texts(
+        self, stream: Iterable[list[list[int]]], rows: int, until: Sequence[str]
+    ) -> list[str]:
         """The texts of the first rows of a stream of tokens, each up to its first stop sequence."""
         tokens: list[list[int]] = [[] for _ in range(rows)]
         stopped = [False] * rows
-        for new in pieces:
-            made = max(map(len, new))
+        for new in stream:
+            steps = max(map(len, new))
             for row in range(rows):
                 if not stopped[row]:
                     tokens[row] += new[row]
-                    # one that was given less than others has met a stop token
-                    stopped[row] = len(new[row]) < made or any(
+                    # a row with fewer new tokens than others has met a stop token
+                    stopped[row] = len(new[row]) < steps or any(
                         stop and stop in self._text(tokens[row]) for stop in until
                     )
             if all(stopped):
@@ -298,14 +314,27 @@ class T6LM(TemplateLM):
 
     @functools.cached_property
     def _decoders(self) -> list[T6]:
-        """The model in the form that decodes fastest, one for each device."""
+        """The model in the form that decodes fastest, one copy for each device."""
         graph, state = nnx.split(nnx.jit(lambda model: model.unstacked())(self.scorer.model))
-        on_device = lambda d: jax.tree.map(lambda x: x.addressable_shards[d].data, state)
-        return [nnx.merge(graph, on_device(d)) for d in range(len(jax.local_devices()))]
+
+        def copy_on(device: int) -> T6:
+            return nnx.merge(
+                graph, jax.tree.map(lambda x: x.addressable_shards[device].data, state)
+            )
+
+        return [copy_on(device) for device in range(len(jax.local_devices()))]
 
 
-def refuse_chat_template() -> str:
-    """Raises InputError: what t6jax trains are no chat models."""
+# not as a decorator, which would hide the class's type
+register_model("t6jax")(T6LM)
+
+
+def refuse_chat_template() -> NoReturn:
+    """Refuses a chat template.
+
+    Raises:
+      InputError: always; t6jax does not train chat models.
+    """
     raise InputError(
         "--apply_chat_template: a t6jax checkpoint has no chat template; leave the flag out"
     )

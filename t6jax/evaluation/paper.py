@@ -1,5 +1,6 @@
-"""The paper's evaluation: its tasks and metrics (section 5.1), its rows (Tables 2 to 8 and 11 to
-18), and its table.
+"""The paper's evaluation: its tasks and metrics (section 5.1), its rows and its table.
+
+The rows are those of Tables 2 to 8 and 11 to 18, in paper_results.json.
 """
 
 import dataclasses
@@ -17,8 +18,12 @@ ROWS = pathlib.Path(__file__).parent / "paper_results.json"
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """label: of the table's column. task: the harness's name. metric: of the task that the column
-    shows.
+    """A column of the table.
+
+    Attributes:
+      label: the heading.
+      task: the harness's name of the task.
+      metric: the task's metric that the column shows.
     """
 
     label: str
@@ -37,7 +42,7 @@ COLUMNS = (
     Column("MMLU", "mmlu", "acc"),
     Column("SciQ", "sciq", "acc_norm"),
 )
-# the folders of the harness's tasks that hold them
+# The folders of the harness that hold these tasks.
 TASK_FOLDERS = (
     "arc",
     "super_glue/boolq",
@@ -48,13 +53,18 @@ TASK_FOLDERS = (
     "mmlu",
     "sciq",
 )
-# metrics that the table gives in per cent; an average is taken of these alone
+# The metrics that the table gives in per cent. Only these are averaged.
 FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "em")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A metric of a task, in per cent where it is a fraction; None: not known."""
+    """A metric of a task, in per cent if it is a fraction.
+
+    Attributes:
+      value: the metric; None: unknown.
+      standard_error: its standard error; None: unknown.
+    """
 
     value: float | None
     standard_error: float | None = None
@@ -62,29 +72,38 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """average: of the columns, where all are fractions and there are several."""
+    """A row of the table.
+
+    Attributes:
+      label: what the row is of.
+      cells: one for each column.
+      average: the mean of the cells; None where the columns have none (`has_average`).
+    """
 
     label: str
     cells: tuple[Cell, ...]
     average: Cell | None
 
 
-def columns_of(results: Mapping[str, Any], requested: Sequence[str]) -> tuple[Column, ...]:
-    """A column for each task or group that was asked for, of what the harness returned.
+def result_columns(results: Mapping[str, Any], requested: Sequence[str]) -> tuple[Column, ...]:
+    """The columns for the tasks and groups that were requested.
 
-    The paper's tasks have the paper's column; others their name and their first metric, normalised
-    accuracy before accuracy. What was asked for by a name that stands for several tasks has a
-    column for each.
+    A task of the paper has the paper's column. Any other has its name and its first metric, with
+    normalised accuracy before accuracy. A requested name that stands for several tasks (a tag, a
+    pattern) has a column for each of them.
+
+    Args:
+      results: what the harness returned.
+      requested: names of tasks, groups and tags.
     """
-    of_group = {
-        task for name in requested for task in results.get("group_subtasks", {}).get(name, ())
-    }
     found = results["results"]
+    subtasks = results.get("group_subtasks", {})
+    in_groups = {task for name in requested for task in subtasks.get(name, ())}
     names = [name for name in requested if _metrics(found.get(name, {}))]
     names += [
         task
         for task in found
-        if task not in names and task not in of_group and _metrics(found[task])
+        if task not in names and task not in in_groups and _metrics(found[task])
     ]
     paper = {column.task: column for column in COLUMNS}
     return tuple(paper.get(name) or _column(name, found[name]) for name in names)
@@ -97,7 +116,7 @@ def _column(name: str, result: Mapping[str, Any]) -> Column:
 
 
 def _metrics(result: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics of a task's result, whose keys are "metric,filter"."""
+    """The names of the metrics of a task's result, whose keys are "metric,filter"."""
     return [
         key.split(",")[0]
         for key in result
@@ -105,76 +124,105 @@ def _metrics(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def row_of(label: str, results: Mapping[str, Any], columns: Sequence[Column]) -> TableRow:
-    """The row of a model, of what the harness returned."""
-    cells = []
-    for column in columns:
-        result = results["results"].get(column.task, {})
-        key = next((key for key in result if key.split(",")[0] == column.metric), None)
-        scale = 100 if column.metric in FRACTIONS else 1
-        number = lambda x, scale=scale: (
-            scale * x if isinstance(x, int | float) and math.isfinite(x) else None
-        )
-        error = result.get(key.replace(",", "_stderr,", 1)) if key else None
-        cells.append(Cell(number(result[key]) if key else None, number(error)))
-    return TableRow(label, tuple(cells), average(cells) if averages(columns) else None)
+def result_row(label: str, results: Mapping[str, Any], columns: Sequence[Column]) -> TableRow:
+    """The row of a model.
 
-
-def averages(columns: Sequence[Column]) -> bool:
-    """Whether the columns have an average."""
-    return len(columns) > 1 and all(column.metric in FRACTIONS for column in columns)
-
-
-def average(cells: Sequence[Cell]) -> Cell:
-    """The mean, and its standard error, the columns' errors taken as independent."""
-    values, errors = [c.value for c in cells], [c.standard_error for c in cells]
-    if None in values:
-        return Cell(None)
-    return Cell(
-        sum(values) / len(cells), None if None in errors else math.hypot(*errors) / len(cells)
+    Args:
+      label: what the row is of.
+      results: what the harness returned.
+      columns: the columns of the table.
+    """
+    return _row(
+        label, [_cell(results["results"].get(c.task, {}), c.metric) for c in columns], columns
     )
 
 
+def _cell(result: Mapping[str, Any], metric: str) -> Cell:
+    key = next((key for key in result if key.split(",")[0] == metric), None)
+    if key is None:
+        return Cell(None)
+    scale = 100 if metric in FRACTIONS else 1
+
+    def number(x: Any) -> float | None:
+        return scale * x if isinstance(x, int | float) and math.isfinite(x) else None
+
+    return Cell(number(result[key]), number(result.get(key.replace(",", "_stderr,", 1))))
+
+
+def _row(label: str, cells: Sequence[Cell], columns: Sequence[Column]) -> TableRow:
+    return TableRow(label, tuple(cells), mean_of(cells) if has_average(columns) else None)
+
+
+def has_average(columns: Sequence[Column]) -> bool:
+    """Whether the columns can be averaged: there are several, and all are fractions."""
+    return len(columns) > 1 and all(column.metric in FRACTIONS for column in columns)
+
+
+def mean_of(cells: Sequence[Cell]) -> Cell:
+    """The mean of the cells and its standard error, with the errors taken as independent."""
+    values = [cell.value for cell in cells if cell.value is not None]
+    errors = [cell.standard_error for cell in cells if cell.standard_error is not None]
+    if len(values) < len(cells):
+        return Cell(None)
+    error = math.hypot(*errors) / len(cells) if len(errors) == len(cells) else None
+    return Cell(sum(values) / len(cells), error)
+
+
 def paper_row(name: str, num_fewshot: int, columns: Sequence[Column]) -> TableRow:
-    """The paper's own row: of "size/mechanism" with so many shots. Raises InputError where there is
-    none.
+    """A row as the paper prints it.
+
+    Args:
+      name: "size/mechanism".
+      num_fewshot: the number of shots.
+      columns: the columns of the table; those that the paper does not have stay empty.
+
+    Raises:
+      InputError: if the paper has no such row.
     """
     data = json.loads(ROWS.read_text())
-    here = {row["name"]: row for row in data["rows"] if row["num_fewshot"] == num_fewshot}
-    if not here:
+    rows = {row["name"]: row for row in data["rows"] if row["num_fewshot"] == num_fewshot}
+    if not rows:
         raise InputError(
             f"the paper has no row with {num_fewshot} shots: --paper_row goes with --num_fewshot=0 "
             "or 2"
         )
-    if name not in here:
-        close = difflib.get_close_matches(name, here, 3) or sorted(here)
+    if name not in rows:
+        close = difflib.get_close_matches(name, rows, 3) or sorted(rows)
         raise InputError(
-            f"--paper_row={name!r} is no row of the paper; there is {', '.join(close)}"
+            f"--paper_row={name!r} is not a row of the paper; take one of {', '.join(close)}"
         )
-    row = here[name]
+    row = rows[name]
     scores = dict(zip(data["columns"], row["scores"], strict=True))
-    cells = tuple(Cell(scores.get(column.label)) for column in columns)
-    whole = {column.label for column in columns} == set(data["columns"])
-    return TableRow(
+    ours = _row(
         f"paper, Table {row['table']}, {row['method']}",
-        cells,
-        (Cell(row["average"]) if whole else average(cells)) if averages(columns) else None,
+        [Cell(scores.get(column.label)) for column in columns],
+        columns,
     )
+    if {column.label for column in columns} == set(data["columns"]):  # the average as printed
+        return dataclasses.replace(ours, average=Cell(row["average"]))
+    return ours
 
 
-def table(columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
-    """The layout of Tables 2 and 3, with the standard errors below each row that has them."""
-    labels = [column.label for column in columns] + ["Avg."] * averages(columns)
+def format_table(columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
+    """The table in the layout of Tables 2 and 3.
+
+    A row that has standard errors is followed by a line of them.
+    """
+    labels = [column.label for column in columns] + ["Avg."] * has_average(columns)
     first = max(len(label) for label in ["Method", *(row.label for row in rows)])
     widths = [max(7, len(label) + 2) for label in labels]
-    line = lambda label, cells: (
-        f"{label:<{first}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-    )
-    shown = lambda x: "-" if x is None else f"{x:.2f}"
+
+    def line(label: str, cells: Sequence[str]) -> str:
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        return f"{label:<{first}}" + "".join(padded)
+
+    def number(x: float | None) -> str:
+        return "-" if x is None else f"{x:.2f}"
+
     lines = [line("Method", labels)]
     for row in rows:
         cells = [*row.cells, row.average] if row.average else list(row.cells)
-        lines.append(line(row.label, [shown(cell.value) for cell in cells]))
+        lines.append(line(row.label, [number(cell.value) for cell in cells]))
         if any(cell.standard_error is not None for cell in cells):
-            lines.append(line("  standard error", [shown(cell.standard_error) for cell in cells]))
+            lines.append(line("  standard error", [number(cell.standard_error) for cell in cells]))
     return "\n".join(lines)

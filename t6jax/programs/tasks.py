@@ -20,10 +20,10 @@ from t6jax.evaluation.paper import (
     Cell,
     Column,
     TableRow,
-    columns_of,
+    format_table,
     paper_row,
-    row_of,
-    table,
+    result_columns,
+    result_row,
 )
 from t6jax.extras import needs
 from t6jax.files import write_atomically
@@ -91,12 +91,12 @@ def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> 
     columns: tuple[Column, ...] = ()
     for ckpt in ckpts:
         results, written = _evaluate(ckpt, tasks, options)
-        columns = columns_of(results, tasks.names)
+        columns = result_columns(results, tasks.names)
         label = f"{ckpt}, step {results['config']['step']}"
-        rows.append(row_of(label, results, columns))
+        rows.append(result_row(label, results, columns))
         theirs = paper_row(paper, shots, columns) if paper else None
         _write(written, results, columns, rows[-1], theirs)
-    print(table(columns, rows + ([theirs] if paper else [])))
+    print(format_table(columns, rows + ([theirs] if paper else [])))
     return 0
 
 

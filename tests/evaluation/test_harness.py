@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def lm(model):
-    return T6LM.of(model, ByteTokenizer(), batch_tokens=512)
+    return T6LM.from_model(model, ByteTokenizer(), batch_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_token_across_the_border_counts_to_the_context(tmp_path):
     )
     tokenizer = JsonTokenizer(tmp_path / "tokenizer.json", "merging")
     model = random_model(config(vocab_size=6))
-    lm = T6LM.of(model, tokenizer, batch_tokens=64)
+    lm = T6LM.from_model(model, tokenizer, batch_tokens=64)
     # "xabc" is x, ab, c; the context has two tokens, so what lies behind two of the whole is scored
     assert lm._encode_pair("xa", "bc") == ([3, 0], [2])
     answers = lm.loglikelihood(instances("loglikelihood", ("xa", "bc")), disable_tqdm=True)

@@ -117,7 +117,7 @@ def ours(theirs, tokenizer_file):
         },
     }
     model = nnx.merge(graph, jax.tree.map(jnp.asarray, state))
-    return T6LM.of(model, JsonTokenizer(tokenizer_file, "small"), batch_tokens=1024)
+    return T6LM.from_model(model, JsonTokenizer(tokenizer_file, "small"), batch_tokens=1024)
 
 
 @pytest.mark.parametrize("shots", [0, 2])

@@ -5,7 +5,16 @@ import json
 import pytest
 
 from t6jax.errors import InputError
-from t6jax.evaluation.paper import COLUMNS, ROWS, Cell, Column, columns_of, paper_row, row_of, table
+from t6jax.evaluation.paper import (
+    COLUMNS,
+    ROWS,
+    Cell,
+    Column,
+    format_table,
+    paper_row,
+    result_columns,
+    result_row,
+)
 from tests.conftest import ROOT
 
 DATA = json.loads(ROWS.read_text())
@@ -76,11 +85,11 @@ def paper_results():
 
 def test_the_table_is_laid_out_as_the_papers():
     asked = [column.task for column in COLUMNS]
-    columns = columns_of(paper_results(), asked)
+    columns = result_columns(paper_results(), asked)
     assert columns == COLUMNS
-    ours = row_of("runs/medium, step 100000", paper_results(), columns)
+    ours = result_row("runs/medium, step 100000", paper_results(), columns)
     theirs = paper_row("medium/tpa", 0, columns)
-    assert table(columns, [ours, theirs]).splitlines() == [
+    assert format_table(columns, [ours, theirs]).splitlines() == [
         "Method                    ARC-E  ARC-C  BoolQ  HellaSw.   OBQA   PIQA   W.G.   MMLU   "
         "SciQ   Avg.",
         "runs/medium, step 100000  50.00  51.00  52.00     53.00  54.00  55.00  56.00  57.00  "
@@ -98,13 +107,13 @@ def test_part_of_the_papers_columns_beside_a_task_of_ones_own():
         mine={"perplexity,none": 7.5, "perplexity_stderr,none": "N/A"},
         other={"acc,strict": 0.25},
     )
-    columns = columns_of(found, ["sciq", "mine", "tag_of_other"])
+    columns = result_columns(found, ["sciq", "mine", "tag_of_other"])
     assert columns == (
         COLUMNS[8],
         Column("mine perplexity", "mine", "perplexity"),
         Column("other acc", "other", "acc"),
     )
-    row = row_of("run", found, columns)
+    row = result_row("run", found, columns)
     assert row.cells == (Cell(50.0), Cell(7.5), Cell(25.0))
     assert row.average is None  # a perplexity is no accuracy
     assert paper_row("xl/tpa", 2, columns).cells == (Cell(90.7), Cell(None), Cell(None))
@@ -113,7 +122,8 @@ def test_part_of_the_papers_columns_beside_a_task_of_ones_own():
 
 def test_rows_that_the_paper_has_not_are_named():
     with pytest.raises(
-        InputError, match=r"--paper_row='medium/tpaa' is no row of the paper; there is medium/tpa"
+        InputError,
+        match=r"--paper_row='medium/tpaa' is not a row of the paper; take one of medium/tpa",
     ):
         paper_row("medium/tpaa", 0, COLUMNS)
     with pytest.raises(

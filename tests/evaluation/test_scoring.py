@@ -103,7 +103,7 @@ def test_batches_are_split_over_all_devices():
         "assert 's32[4,64]' in text and 'all-' not in text  # four rows a device, and nothing "
         "sent\n"
         "from tests.evaluation.test_harness import *\n"
-        "check_generations(T6LM.of(model := random_model(config(vocab_size=257, "
+        "check_generations(T6LM.from_model(model := random_model(config(vocab_size=257, "
         "context_length=64)), ByteTokenizer()), model)\n"
     )
     environment = os.environ | {
