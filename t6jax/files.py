@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -34,6 +35,25 @@ def write_atomically(path: pathlib.Path, content: bytes | memoryview | str) -> N
     """Writes a whole file as `atomic_file` does; text is encoded as UTF-8."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Creates a folder to fill that is renamed to `path` when the block ends.
+
+    If the block raises, the folder is removed.
+
+    Args:
+        path: a folder that does not exist yet, or is empty.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

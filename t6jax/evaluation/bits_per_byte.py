@@ -9,10 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from t6jax.evaluation.packing import Request
 from t6jax.evaluation.progress import ProgressBar
 from t6jax.evaluation.scoring import Scorer
-from t6jax.extras import needs
-
-with needs("data"):
-    from tqdm import tqdm
 
 WINDOWS = 4096  # that are packed together
 

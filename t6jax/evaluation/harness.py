@@ -242,7 +242,7 @@ class T6LM(TemplateLM):
         on_text: Callable[[int, str], None],
     ) -> None:
         """Generates from each context with the same settings; on_text is called for each text."""
-        kwargs = dict(normalize_gen_kwargs(generation_kwargs, DEFAULT_NEW_TOKENS))
+        kwargs: dict[str, Any] = {**normalize_gen_kwargs(generation_kwargs, DEFAULT_NEW_TOKENS)}
         unknown = sorted(kwargs.keys() - set(GENERATION_KEYS))
         if unknown:
             raise InputError(
@@ -290,9 +290,7 @@ class T6LM(TemplateLM):
         with concurrent.futures.ThreadPoolExecutor(len(models)) as threads:
             list(threads.map(generate_on, range(len(models))))
 
-    def _texts(
-        self, stream: Iterable[list[list[int]]], rows: int, until: Sequence[str]
-    ) -> list[str]:
+    def _texts(self, stream: Iterable[list[list[int]]], rows: int, until: list[str]) -> list[str]:
         """The texts of the first rows of a stream of tokens, each up to its first stop sequence."""
         tokens: list[list[int]] = [[] for _ in range(rows)]
         stopped = [False] * rows

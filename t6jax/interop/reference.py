@@ -1,6 +1,4 @@
-"""Parameters under the published code's names (github.com/tensorgi/TPA), and its config.json keys,
-to a T6.
-"""
+"""Parameters and config of the published code (github.com/tensorgi/TPA) as a T6."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,10 +13,8 @@ from t6jax.config import DTYPES, ModelConfig
 from t6jax.errors import InputError
 from t6jax.model import T6, abstract
 
-EMBEDDING, HEAD = (
-    "transformer.wte.weight",
-    "lm_head.weight",
-)  # one array there, saved under either name or both
+# The published code has one array for both, and saves it under either name or both.
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def from_reference(
@@ -26,29 +22,34 @@ def from_reference(
     config: Mapping[str, Any],
     rope_table_dtype: DTypeLike = jnp.float32,
 ) -> T6:
-    """The model with these parameters; its mechanism is recognised from their names.
+    """The model with these parameters.
 
-    params: under the published names, linear maps as [out, in].
-    config: the keys of a published config.json; others are passed over.
-    rope_table_dtype: jnp.bfloat16 rounds RoPE's cosines and sines as the published code does.
+    The mechanism is recognised from the parameters' names. The model computes in their dtype.
 
-    The model computes in the parameters' dtype. Raises InputError that names a parameter which is
-    missing, unknown or of another shape than the config says, or a key that is missing.
+    Args:
+      params: the parameters under their published names, with linear maps as [out, in].
+      config: the contents of a published config.json; keys that are not needed are ignored.
+      rope_table_dtype: the dtype that RoPE's cosines and sines are rounded to; the published code
+        rounds them to bfloat16.
+
+    Raises:
+      InputError: if a parameter or key is missing, a parameter is unknown, or its shape is not that
+        of the config.
     """
-    source = _Source(params, config)
+    source = _Checkpoint(params, config)
     model_config = _model_config(source, rope_table_dtype)
     layers = [
         _block(source, model_config, f"transformer.h.{i}.") for i in range(model_config.num_layers)
     ]
     embedding = source.take(HEAD, model_config.vocab_size, model_config.d_model)
-    source.check_all_taken()
+    source.check_all_used()
     values = {"embedding": embedding, "blocks": jax.tree.map(lambda *x: np.stack(x), *layers)}
     graph, _ = nnx.split(abstract(model_config))
     return nnx.merge(graph, jax.tree.map(jnp.asarray, values))
 
 
-class _Source:
-    """The parameters and the config, and which parameters have been taken."""
+class _Checkpoint:
+    """Parameters and config; it records which parameters have been used."""
 
     def __init__(self, params: Mapping[str, np.ndarray], config: Mapping[str, Any]):
         self._params, self._config = dict(params), config
@@ -59,13 +60,13 @@ class _Source:
                     f"{EMBEDDING} and {HEAD} differ, but the head is tied to the embedding: give a "
                     "tied checkpoint"
                 )
-        self._left = set(self._params)
+        self._unused = set(self._params)
 
     def __contains__(self, name: str) -> bool:
         return name in self._params
 
     def config(self, key: str) -> int:
-        """A whole number of the config."""
+        """A positive integer of the config."""
         value = self._config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             given = f"has {key}={value!r}" if key in self._config else f"lacks {key}"
@@ -75,44 +76,46 @@ class _Source:
         return value
 
     def get(self, name: str) -> np.ndarray:
+        """The parameter of that name, not counted as used."""
         if name not in self._params:
             raise InputError(f"the checkpoint lacks the parameter {name}")
         return self._params[name]
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """A parameter, which must be of that shape."""
+        """The parameter of that name, which must have that shape."""
         value = self.get(name)
         if value.shape != shape:
             raise InputError(
                 f"the parameter {name} has shape {list(value.shape)}, but the config asks for "
                 f"{list(shape)}"
             )
-        self._left.discard(name)
+        self._unused.discard(name)
         return value
 
     def linear(self, name: str, n_in: int, *out: int) -> np.ndarray:
-        """A linear map [out, in], whose rows are the axes `out`, as [in, *out]."""
+        """A linear map, stored as [prod(out), n_in], as an array [n_in, *out]."""
         return np.moveaxis(self.take(name, int(np.prod(out)), n_in).reshape(*out, n_in), -1, 0)
 
-    def check_all_taken(self) -> None:
-        if self._left:
+    def check_all_used(self) -> None:
+        """Raises InputError if parameters are left over."""
+        if self._unused:
             raise InputError(
-                "the checkpoint has parameters that the model has not: "
-                f"{', '.join(sorted(self._left))}"
+                "the checkpoint has parameters that the model does not have: "
+                f"{', '.join(sorted(self._unused))}"
             )
 
     def dtype(self) -> str:
-        """The one floating dtype of all parameters."""
+        """The floating dtype that all parameters have."""
         dtypes = {str(x.dtype) for x in self._params.values()}
         if len(dtypes) != 1 or not dtypes <= set(DTYPES):
             raise InputError(
-                f"the parameters must all be of one dtype of {', '.join(DTYPES)}; got "
+                f"the parameters must all have one dtype, of {', '.join(DTYPES)}; got "
                 f"{', '.join(sorted(dtypes))}"
             )
         return dtypes.pop()
 
 
-def _model_config(source: _Source, rope_table_dtype: DTypeLike) -> ModelConfig:
+def _model_config(source: _Checkpoint, rope_table_dtype: DTypeLike) -> ModelConfig:
     name, settings = _mechanism(source)
     d_model, heads = source.config("n_embd"), source.config("n_head")
     head_dim = d_model // heads if name == "mha" else source.config("head_dim")
@@ -138,35 +141,36 @@ def _model_config(source: _Source, rope_table_dtype: DTypeLike) -> ModelConfig:
     )
 
 
-def _mechanism(source: _Source) -> tuple[str, dict[str, int]]:
-    """The mechanism's name and own settings."""
-    of = "transformer.h.0.attn."
-    if of + "c_qkv.W_A_q.weight" in source:
+def _mechanism(source: _Checkpoint) -> tuple[str, dict[str, int]]:
+    """The name of the mechanism, and its own settings."""
+    prefix = "transformer.h.0.attn."
+    if prefix + "c_qkv.W_A_q.weight" in source:
         rank = source.config("rank")
         return "tpa", {"rank_q": source.config("q_rank"), "rank_k": rank, "rank_v": rank}
-    if of + "c_qkv.W_A_k.weight" in source:
+    if prefix + "c_qkv.W_A_k.weight" in source:
         return "tpa_kvonly", {"rank_k": source.config("rank"), "rank_v": source.config("rank")}
-    if of + "kv_a_proj_with_mqa.weight" in source:
+    if prefix + "kv_a_proj_with_mqa.weight" in source:
         if source.config("v_head_dim") != source.config("head_dim"):
             raise InputError(
                 f"the checkpoint's config has v_head_dim={source.config('v_head_dim')}, which must "
-                "equal "
-                f"head_dim={source.config('head_dim')}"
+                f"equal head_dim={source.config('head_dim')}"
             )
         keys = {"q_rank": "q_lora_rank", "kv_rank": "kv_lora_rank", "rope_dim": "qk_rope_head_dim"}
-        return "mla", {ours: source.config(theirs) for ours, theirs in keys.items()}
-    if of + "c_k.weight" in source:
-        if source.get(of + "c_k.weight").shape == source.get(of + "c_q.weight").shape:
+        return "mla", {key: source.config(published) for key, published in keys.items()}
+    if prefix + "c_k.weight" in source:
+        if source.get(prefix + "c_k.weight").shape == source.get(prefix + "c_q.weight").shape:
             return "mha", {}
         groups = source.config("n_head") // source.config("group_size")
         return ("mqa", {}) if groups == 1 else ("gqa", {"num_kv_heads": groups})
     raise InputError(
-        "no mechanism is recognised from the parameters' names: the checkpoint has none that it "
-        f"would have in {of}"
+        "the mechanism cannot be recognised: the checkpoint has none of the parameters that are "
+        f"expected under {prefix}"
     )
 
 
-def _block(source: _Source, config: ModelConfig, prefix: str) -> dict[str, dict[str, np.ndarray]]:
+def _block(
+    source: _Checkpoint, config: ModelConfig, prefix: str
+) -> dict[str, dict[str, np.ndarray]]:
     c, d_model, width = config.attention, config.d_model, config.swiglu_width
     attention = ATTENTION[c.name](source, c, d_model, prefix + "attn.")
     output = source.linear(prefix + "attn.c_proj.weight", c.num_heads * c.head_dim, d_model)
@@ -182,30 +186,30 @@ def _block(source: _Source, config: ModelConfig, prefix: str) -> dict[str, dict[
 
 
 def _factors(
-    source: _Source, c: Any, d_model: int, prefix: str, which: str
+    source: _Checkpoint, c: Any, d_model: int, prefix: str, roles: str
 ) -> dict[str, np.ndarray]:
     values = {}
-    for letter in which:
-        rank = getattr(c, f"rank_{letter}")
+    for role in roles:
+        rank = getattr(c, f"rank_{role}")
         # the rows of A are ordered (head, rank), those of B (rank, feature)
-        a = source.linear(f"{prefix}c_qkv.W_A_{letter}.weight", d_model, c.num_heads, rank)
-        values[f"w_a_{letter}"] = a.swapaxes(1, 2)
-        values[f"w_b_{letter}"] = source.linear(
-            f"{prefix}c_qkv.W_B_{letter}.weight", d_model, rank, c.head_dim
+        a = source.linear(f"{prefix}c_qkv.W_A_{role}.weight", d_model, c.num_heads, rank)
+        values[f"w_a_{role}"] = a.swapaxes(1, 2)
+        values[f"w_b_{role}"] = source.linear(
+            f"{prefix}c_qkv.W_B_{role}.weight", d_model, rank, c.head_dim
         )
     return values
 
 
-def _tpa(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
+def _tpa(source: _Checkpoint, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
     return _factors(source, c, d_model, prefix, "qkv")
 
 
-def _tpa_kvonly(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
+def _tpa_kvonly(source: _Checkpoint, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
     w_q = source.linear(prefix + "c_qkv.c_q.weight", d_model, c.num_heads, c.head_dim)
     return {"w_q": w_q} | _factors(source, c, d_model, prefix, "kv")
 
 
-def _dense(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
+def _dense(source: _Checkpoint, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
     heads = {"q": c.num_heads, "k": c.groups, "v": c.groups}
     return {
         f"w_{x}": source.linear(f"{prefix}c_{x}.weight", d_model, n, c.head_dim)
@@ -213,7 +217,7 @@ def _dense(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.n
     }
 
 
-def _mla(source: _Source, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
+def _mla(source: _Checkpoint, c: Any, d_model: int, prefix: str) -> dict[str, np.ndarray]:
     queries = source.linear(
         prefix + "q_b_proj.weight", c.q_rank, c.num_heads, c.head_dim + c.rope_dim
     )

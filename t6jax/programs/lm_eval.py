@@ -1,9 +1,9 @@
-"""lm-evaluation-harness's own command line with the model t6jax: lm_eval --model t6jax --model_args
-ckpt=DIR --tasks ...
+"""lm-evaluation-harness's command line with the model t6jax.
 
-The harness finds models in its own registry alone, so its commands lm_eval and lm-eval are
-installed from here (pyproject.toml); python -m t6jax.programs.lm_eval is the same without an
-installation.
+usage: lm_eval --model t6jax --model_args ckpt=DIR --tasks ...
+
+The harness only finds models in its own registry, so this package installs its commands lm_eval and
+lm-eval (pyproject.toml). Without an installation, use python -m t6jax.programs.lm_eval.
 """
 
 import sys

@@ -1,12 +1,11 @@
-"""What eval.py --tasks calls: lm-evaluation-harness on one checkpoint or several, and the paper's
-table of the results.
-"""
+"""What eval.py --tasks calls: lm-evaluation-harness on checkpoints, and the paper's table."""
 
 import dataclasses
 import datetime
 import json
 import logging
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from t6jax.evaluation.harness import T6LM, refuse_chat_template
 from t6jax.evaluation.paper import (
     COLUMNS,
     TASK_FOLDERS,
-    Cell,
     Column,
     TableRow,
     format_table,
@@ -33,24 +31,19 @@ with needs("eval"):
     import lm_eval
     from datasets.exceptions import DatasetsError
     from huggingface_hub import constants
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
 EVALUATION = "evaluation"  # the folder in a run's directory
-LOCAL_FORMATS = (
-    "json",
-    "csv",
-    "parquet",
-    "text",
-    "arrow",
-)  # data set "paths" that stand for files of the task's own
+# The "paths" of data sets that are files of the task itself.
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HARNESS_TASKS = pathlib.Path(lm_eval.__file__).parent / "tasks"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the harness takes, by its own names."""
+    """Options of lm-evaluation-harness, by its own names."""
 
     tasks: Sequence[str]
     num_fewshot: int | None = None
@@ -65,78 +58,100 @@ class Options:
 
 
 def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> int:
-    """Prints the table, a row for each checkpoint and, where it is named, the paper's; writes the
-    results beside each run.
+    """Evaluates checkpoints, prints the table, and writes the results in each run's directory.
+
+    Progress goes to stderr.
+
+    Args:
+      ckpts: run directories, or single steps: a row of the table each.
+      paper: the row of the paper to print below, as in `paper_row`; None: none.
+      options: the tasks and how to run them.
+
+    Raises:
+      InputError: for whatever cannot be run, before anything is evaluated.
     """
     if options.apply_chat_template:
         refuse_chat_template()
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # what it warns of is asked for here: shots, limits
-    asked = list(
-        dict.fromkeys(
-            t
-            for name in options.tasks
-            for t in ([c.task for c in COLUMNS] if name == "paper" else [name])
-        )
-    )
+    # it would warn about what is requested here: shots, limits
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    paper_tasks = [column.task for column in COLUMNS]
+    requested = [
+        task for name in options.tasks for task in (paper_tasks if name == "paper" else [name])
+    ]
     shots = options.num_fewshot or 0
     if paper is not None:
-        paper_row(paper, shots, COLUMNS)  # a wrong name is told before the work
+        paper_row(paper, shots, COLUMNS)
     for ckpt in ckpts:
         locate(ckpt)
-    tasks = LoadedTasks.of(asked, options.include_path)
+    _say("reading the tasks and their data ...")
+    tasks = LoadedTasks.find(list(dict.fromkeys(requested)), options.include_path)
 
     rows: list[TableRow] = []
     columns: tuple[Column, ...] = ()
+    printed: TableRow | None = None
     for ckpt in ckpts:
         results, written = _evaluate(ckpt, tasks, options)
         columns = result_columns(results, tasks.names)
         label = f"{ckpt}, step {results['config']['step']}"
         rows.append(result_row(label, results, columns))
-        theirs = paper_row(paper, shots, columns) if paper else None
-        _write(written, results, columns, rows[-1], theirs)
-    print(format_table(columns, rows + ([theirs] if paper else [])))
+        printed = paper_row(paper, shots, columns) if paper else None
+        _write(written, results, columns, rows[-1], printed)
+    print(format_table(columns, rows if printed is None else [*rows, printed]))
     return 0
 
 
-class LoadedTasks(TaskManager):
-    """The tasks of an evaluation, whose data is loaded once, before any model, for all checkpoints.
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
-    names: of the tasks and groups, patterns such as mmlu_* spelled out.
+
+class LoadedTasks(TaskManager):
+    """The tasks of an evaluation; their data is loaded once for all checkpoints, before any model.
+
+    Attributes:
+      names: the names of the tasks and groups, with patterns such as mmlu_* expanded.
+      loaded: what the harness makes of them.
     """
 
     names: list[str]
+    loaded: Any
 
     @classmethod
-    def of(cls, names: Sequence[str], include_path: str | None) -> "LoadedTasks":
-        """Raises InputError for names that no task has, and where data is not to be had."""
+    def find(cls, names: Sequence[str], include_path: str | None) -> "LoadedTasks":
+        """Finds the tasks and loads their data.
+
+        Args:
+          names: names or patterns of tasks, groups and tags, or YAML files.
+          include_path: a folder with further tasks.
+
+        Raises:
+          InputError: if a name matches nothing, or data cannot be read.
+        """
         if include_path is not None and not pathlib.Path(include_path).is_dir():
             raise InputError(f"--include_path={include_path}: there is no such folder")
-        # reading the harness's 14,000 files takes a quarter of a minute: first where the paper's
-        # tasks and the user's are
-        own = [include_path] if include_path else []
-        pattern = any(character in name for name in names for character in "*?[")
-        for paths, whole in ((own, False), (cls.paper_folders() + own, False), (own, True)):
-            if not whole and (pattern or not paths):
-                continue
-            manager = cls(include_path=paths, include_defaults=whole)
+        # Indexing all of the harness's 14,000 files takes 15 seconds, so the user's folder is tried
+        # first, then the folders of the paper's tasks. A pattern needs the whole index.
+        own: list[str | pathlib.Path] = [include_path] if include_path else []
+        attempts: list[tuple[list[str | pathlib.Path], bool]] = [(own, True)]
+        if not any(character in name for name in names for character in "*?["):
+            attempts.insert(0, ([*cls.paper_folders(), *own], False))
+            if own:
+                attempts.insert(0, (own, False))
+        missing = ""
+        for folders, include_defaults in attempts:
+            tasks = cls(include_path=folders, include_defaults=include_defaults)
             found = {
-                name: [name] if pathlib.Path(name).is_file() else manager.match_tasks([name])
+                name: [name] if pathlib.Path(name).is_file() else tasks.match_tasks([name])
                 for name in names
             }
-            missing = [name for name in names if not found[name]]
+            missing = next((name for name in names if not found[name]), "")
             if not missing:
-                break
-        if missing:
-            raise InputError(
-                f"--tasks: lm-evaluation-harness has no task {missing[0]!r}; lm_eval ls tasks "
-                "lists them, and --include_path "
-                "names a folder of your own"
-            )
-        manager.names = list(dict.fromkeys(name for name in names for name in found[name]))
-        manager._loaded = manager._load()
-        return manager
+                tasks.names = list(dict.fromkeys(task for name in names for task in found[name]))
+                tasks.loaded = tasks._load()
+                return tasks
+        raise InputError(
+            f"--tasks: lm-evaluation-harness has no task {missing!r}; lm_eval ls tasks lists them, "
+            "and --include_path adds a folder of yours"
+        )
 
     @staticmethod
     def paper_folders() -> list[str]:
@@ -144,7 +159,8 @@ class LoadedTasks(TaskManager):
         return [str(HARNESS_TASKS / folder) for folder in TASK_FOLDERS]
 
     def load(self, task_list: Any) -> Any:
-        return self._loaded
+        """What is loaded already, whatever is asked for."""
+        return self.loaded
 
     def _load(self) -> Any:
         try:
@@ -152,7 +168,7 @@ class LoadedTasks(TaskManager):
         except (
             OSError,
             DatasetsError,
-        ) as e:  # of the network and of files, whatever the data sets library makes of them
+        ) as e:  # the network's and files' errors, as datasets has them
             reason = " ".join(str(e).split())[:200]
             sets = sorted({path for name in self.names for path in self._data_sets(name)})
             if not sets:
@@ -160,15 +176,13 @@ class LoadedTasks(TaskManager):
                     f"the data of {', '.join(self.names)} cannot be read: {reason}"
                 ) from e
             raise InputError(
-                f"the tasks' data is not all there ({reason}): they need {', '.join(sets)}, which "
-                "the harness looks for in "
-                f"{constants.HF_HOME} (HF_HOME) and then on the Hugging Face Hub; connect once, or "
-                "copy that folder from a "
-                "machine that has run them"
+                f"data of the tasks is missing ({reason}): they need {', '.join(sets)}, which the "
+                f"harness looks for in {constants.HF_HOME} (HF_HOME) and then on the Hugging Face "
+                "Hub; connect once, or copy that folder from a machine that has run them"
             ) from e
 
     def _data_sets(self, name: str) -> set[str]:
-        """The data sets of the Hub that a task, or what a group holds, is made of."""
+        """The data sets of the Hub that a task, or the tasks of a group or tag, are made of."""
         entry = self.task_index.get(name)
         if entry is None:
             return set()
@@ -183,8 +197,13 @@ class LoadedTasks(TaskManager):
 def _evaluate(
     ckpt: str, tasks: LoadedTasks, options: Options
 ) -> tuple[dict[str, Any], pathlib.Path]:
-    """What the harness returned, and the file that it wrote."""
+    """Evaluates one checkpoint.
+
+    Returns:
+      What the harness returned, and the file that it wrote.
+    """
     workdir, _ = locate(ckpt)
+    _say(f"loading {ckpt} ...")
     lm = T6LM(ckpt)
     step = lm.get_model_info()["step"]
     name = f"{workdir.resolve().name}-{step}"
@@ -192,10 +211,10 @@ def _evaluate(
         pathlib.Path(options.output_path) / name if options.output_path else workdir / EVALUATION
     )
     tracker = EvaluationTracker(output_path=str(folder / "results.json"))
-    results = simple_evaluate(
+    evaluated = simple_evaluate(
         model=lm,
         model_args={"model": name, "ckpt": ckpt},
-        tasks=tasks.names,
+        tasks=[*tasks.names],
         num_fewshot=options.num_fewshot,
         limit=options.limit,
         use_cache=str(workdir / EVALUATION / f"responses-{_identity(workdir, step)}")
@@ -207,7 +226,8 @@ def _evaluate(
         evaluation_tracker=tracker,
         task_manager=tasks,
     )
-    samples = results.pop("samples") if options.log_samples else None
+    results = dict(evaluated or {})  # None: only on the processes of a run but the first
+    samples: Any = results.pop("samples", None) if options.log_samples else None
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"] if samples else ():
         tracker.save_results_samples(task_name=task, samples=samples[task])
@@ -215,14 +235,8 @@ def _evaluate(
 
 
 def _identity(workdir: pathlib.Path, step: int) -> str:
-    """A name that a checkpoint shares with no other that may come to lie in its place: its step,
-    and when it was saved.
-    """
+    """A name that a later checkpoint in the same folder does not share: the step and its date."""
     return f"{step}-{(workdir / CHECKPOINTS / str(step)).stat().st_mtime_ns}"
-
-
-def _plain(cell: Cell | None) -> dict[str, float | None] | None:
-    return None if cell is None else dataclasses.asdict(cell)
 
 
 def _write(
@@ -243,15 +257,15 @@ def _write(
         "jax": jax.__version__,
         "device": jax.local_devices()[0].device_kind,
         "columns": [
-            dataclasses.asdict(column) | _plain(cell)
+            dataclasses.asdict(column) | dataclasses.asdict(cell)
             for column, cell in zip(columns, row.cells, strict=True)
         ],
-        "average": _plain(row.average),
+        "average": row.average and dataclasses.asdict(row.average),
         "paper": paper
         and {
             "row": paper.label,
-            "cells": [_plain(cell) for cell in paper.cells],
-            "average": _plain(paper.average),
+            "cells": [dataclasses.asdict(cell) for cell in paper.cells],
+            "average": paper.average and dataclasses.asdict(paper.average),
         },
         "harness_results": written.name,
     }

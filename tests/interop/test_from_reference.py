@@ -90,16 +90,28 @@ def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path):
 
 def test_a_runs_directory_is_not_overwritten(checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "run", **OPTIONS)
-    with pytest.raises(InputError, match="is a run's directory already: name another"):
+    with pytest.raises(
+        InputError, match="exists already: name a folder that does not, or an empty one"
+    ):
         convert(checkpoint, tmp_path / "run", **OPTIONS)
+
+
+def test_a_conversion_that_fails_midway_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("t6jax.interop.from_reference.write_config", fail)
+    with pytest.raises(OSError, match="disk full"):
+        convert(checkpoint, tmp_path / "run", **OPTIONS)
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_broken_files_are_named(checkpoint, tmp_path):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(InputError, match=r"model\.safetensors is not a complete safetensors file"):
         convert(checkpoint, tmp_path / "run", **OPTIONS)
-    assert not (tmp_path / "run").exists()
+    assert list(tmp_path.iterdir()) == [checkpoint]
     save_file(published()[0], weights)
     (checkpoint / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
@@ -130,7 +142,7 @@ def test_a_checkpoint_in_several_files_is_read_by_its_index(checkpoint):
     assert read.keys() == whole.keys()
     assert all(np.array_equal(read[k], whole[k]) for k in whole)
     index.write_text(json.dumps({"weight_map": {"x": "../a.safetensors"}}))
-    with pytest.raises(InputError, match="must map parameters to file names beside it"):
+    with pytest.raises(InputError, match="must map parameters to names of files next to it"):
         read_parameters(checkpoint)
 
 
@@ -175,7 +187,7 @@ class TestBin:
                 return (pathlib.Path.touch, (tmp_path / "harmed",))
 
         torch.save({"x": Harm()}, folder / "pytorch_model.bin")
-        with pytest.raises(InputError, match="is no whole file of plain PyTorch tensors"):
+        with pytest.raises(InputError, match="is not a complete file of plain PyTorch tensors"):
             read_parameters(folder)
         assert not (tmp_path / "harmed").exists()
 
@@ -183,5 +195,5 @@ class TestBin:
         path = folder / "pytorch_model.bin"
         torch.save({"x": torch.zeros(1000)}, path)
         path.write_bytes(path.read_bytes()[:2000])
-        with pytest.raises(InputError, match=r"pytorch_model\.bin is no whole file"):
+        with pytest.raises(InputError, match=r"pytorch_model\.bin is not a complete file"):
             read_parameters(folder)

@@ -181,7 +181,7 @@ def test_an_unknown_parameter_is_named(mla):
     }
     with pytest.raises(
         InputError,
-        match=r"parameters that the model has not: step, transformer\.h\.3\.mlp\.c_fc1\.weight",
+        match=r"parameters that the model does not have: step, transformer\.h\.3\.mlp\.c_fc1\.weight",
     ):
         t6jax.from_reference(params | extra, config)
 
@@ -219,10 +219,10 @@ def test_a_missing_key_of_the_config_is_named(mla):
 
 def test_an_unknown_mechanism_and_mixed_dtypes_are_refused(mla):
     params, config = mla
-    with pytest.raises(InputError, match="no mechanism is recognised"):
+    with pytest.raises(InputError, match="the mechanism cannot be recognised"):
         t6jax.from_reference({k: v for k, v in params.items() if ".attn." not in k}, config)
     with pytest.raises(
         InputError,
-        match="must all be of one dtype of float32, bfloat16, float16; got float32, int32",
+        match="must all have one dtype, of float32, bfloat16, float16; got float32, int32",
     ):
         t6jax.from_reference(params | {"step": np.zeros((), np.int32)}, config)
