@@ -115,9 +115,7 @@ def _indexed_files(index: pathlib.Path) -> list[pathlib.Path]:
     if not isinstance(names, dict) or not all(
         isinstance(n, str) and n == pathlib.Path(n).name for n in names.values()
     ):
-        raise InputError(
-            f"{index} must map parameters to names of files next to it under weight_map"
-        )
+        raise InputError(f"{index} must map parameters to files next to it under weight_map")
     return [index.parent / name for name in sorted(set(names.values()))]
 
 

@@ -181,7 +181,7 @@ def test_an_unknown_parameter_is_named(mla):
     }
     with pytest.raises(
         InputError,
-        match=r"parameters that the model does not have: step, transformer\.h\.3\.mlp\.c_fc1\.weight",
+        match=r"that the model does not have: step, transformer\.h\.3\.mlp\.c_fc1\.weight",
     ):
         t6jax.from_reference(params | extra, config)
 
