@@ -82,12 +82,14 @@ def tokamax(
         forward: block_q, block_kv, num_stages, or None for its own choice.
         backward: block_q, block_kv, num_stages, compute_wgs, or None for its own choice.
     """
-    from tokamax._src.ops.attention import (
+    from tokamax._src.ops.attention import (  # pyright: ignore[reportMissingImports] # optional
         pallas_mosaic_gpu,
         pallas_mosaic_gpu_kernel_sm90,
         pallas_mosaic_gpu_vjp,
     )
-    from tokamax._src.ops.attention.pallas_mosaic_gpu_vjp_common import Config
+    from tokamax._src.ops.attention.pallas_mosaic_gpu_vjp_common import (  # pyright: ignore[reportMissingImports] # optional
+        Config,
+    )
 
     options, vjp_options = {}, {}
     if forward:

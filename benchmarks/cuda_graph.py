@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-import torch
+import torch  # pyright: ignore[reportMissingImports] # optional
 
 REPLAYS, DISCARDED = 12, 2
 

@@ -1,5 +1,6 @@
 """How fast token shards become batches, and how soon the first one comes, for benchmarks.data."""
 
+import functools
 import json
 import pathlib
 import statistics
@@ -28,15 +29,15 @@ def loading(folder: pathlib.Path, repeats: int) -> Record:
     """
     from t6jax.data.batches import training_batches
 
-    windows = {"batch_size": 32, "context_length": T, "vocab_size": 50304, "seed": 0}
+    read = functools.partial(
+        training_batches, folder, batch_size=32, context_length=T, vocab_size=50304, seed=0
+    )
     kinds = {
         "shuffled": {},
         "with_replacement": {"with_replacement": True},
         "2_worker_processes": {"num_workers": 2},
     }
-    taken = {
-        name: training_batches(folder, **windows, **options) for name, options in kinds.items()
-    }
+    taken = {name: read(**options) for name, options in kinds.items()}
     for batches in taken.values():
         next(batches)
     rates, cpu = {name: [] for name in kinds}, {name: [] for name in kinds}
@@ -54,7 +55,7 @@ def loading(folder: pathlib.Path, repeats: int) -> Record:
         batches.close()
     waits = {}
     for pace in (0.5e6, 1e6, 2e6):
-        batches = training_batches(folder, **windows | {"batch_size": 240})
+        batches = read(batch_size=240)
         next(batches)
         waited, began, steps = 0.0, time.perf_counter(), 20
         for _ in range(steps):

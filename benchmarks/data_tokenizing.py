@@ -10,6 +10,8 @@ import sysconfig
 import time
 from multiprocessing.synchronize import Barrier
 
+import tiktoken
+
 from benchmarks.record import ROOT, Record
 from t6jax.data.documents import documents
 from t6jax.data.tokenizers import TiktokenTokenizer, get_tokenizer
@@ -32,13 +34,19 @@ def texts(megabytes: float) -> list[str]:
     return found
 
 
-_tokenizer: TiktokenTokenizer  # of a process of the pool
+_encoding: tiktoken.Encoding  # of a process of the pool
 _barrier: Barrier
 
 
+def _encoding_of(ranks: str) -> tiktoken.Encoding:
+    tokenizer = get_tokenizer(ranks)
+    assert isinstance(tokenizer, TiktokenTokenizer), f"{ranks} are no ranks of tiktoken"
+    return tokenizer._encoding
+
+
 def _load(ranks: str, barrier: Barrier) -> None:
-    global _tokenizer, _barrier
-    _tokenizer, _barrier = get_tokenizer(ranks), barrier
+    global _encoding, _barrier
+    _encoding, _barrier = _encoding_of(ranks), barrier
 
 
 def _encode(share: list[str]) -> float:
@@ -46,7 +54,7 @@ def _encode(share: list[str]) -> float:
     _barrier.wait()
     began = time.perf_counter()
     for text in share:
-        _tokenizer._encoding.encode_ordinary(text)
+        _encoding.encode_ordinary(text)
     return time.perf_counter() - began
 
 
@@ -66,7 +74,7 @@ def tokenizing(found: list[str], ranks: str, repeats: int, scratch: pathlib.Path
 
     pq.write_table(pa.table({"text": found}), scratch / "source.parquet", row_group_size=200)
     size = sum(len(t.encode()) for t in found)
-    encoding = get_tokenizer(ranks)._encoding
+    encoding = _encoding_of(ranks)
     spawn = multiprocessing.get_context("spawn")
     seconds = {"prepare": [], "tiktoken_threads": [], "tiktoken_processes": []}
     with spawn.Pool(CORES, _load, (ranks, spawn.Barrier(CORES))) as pool:

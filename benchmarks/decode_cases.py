@@ -118,14 +118,14 @@ def appending() -> Iterator[Case]:
 
 def variants() -> Iterator[Case]:
     """Appendix I on H = 47, R = 6, 2, 2: what a smaller cache saves."""
-    sizes = {"heads": 47, "rank_k": 2, "rank_v": 2, "dim_k": 64, "dim_v": 64}
+    of_size = functools.partial(CacheLayout, heads=47, rank_k=2, rank_v=2, dim_k=64, dim_v=64)
     angles = np.float32(10000.0) ** (-np.arange(0, 64, 2, dtype=np.float32) / 64)
     rotation = {"rotation": Rotation(tuple(map(float, angles)))}
     kinds = {
-        "all factors": (CacheLayout(**sizes), {}),
-        "shared B, rotated when read": (CacheLayout(**sizes, shared_b=True), rotation),
-        "non-contextual B": (CacheLayout(**sizes, stores_b=False), {}),
-        "non-contextual A": (CacheLayout(**sizes, stores_a=False), {}),
+        "all factors": (of_size(), {}),
+        "shared B, rotated when read": (of_size(shared_b=True), rotation),
+        "non-contextual B": (of_size(stores_b=False), {}),
+        "non-contextual A": (of_size(stores_a=False), {}),
     }
     for name, (layout, static) in kinds.items():
         seconds = times(layout, 2**17, full(16, 2**17), **static)["full"]

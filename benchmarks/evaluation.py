@@ -57,7 +57,7 @@ def measured_apart(name: str) -> Record | None:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=True
         )
-    except subprocess.SubprocessError as e:
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as e:
         print(f"{name} failed: {e}\n{e.stdout}")
         return None
     *said, last = done.stdout.splitlines()

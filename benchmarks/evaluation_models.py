@@ -130,8 +130,8 @@ def _alone(graph: Any, state: Any, some: list[Request]) -> np.ndarray:
 
 def llama(config: Any, documents: int) -> Record:
     """The rate of the harness's Hugging Face model, a Llama of the same size."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports] # optional
+    import transformers  # pyright: ignore[reportMissingImports] # optional
     from lm_eval.models.huggingface import HFLM
     from tokenizers import Tokenizer, models
 

@@ -49,7 +49,7 @@ def _cases(name, implementation, heads, batch, lengths, numbers) -> Iterator[Rec
 
 def load(folder: pathlib.Path) -> None:
     """Registers both libraries' operators with PyTorch."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
 
     library = folder / "_vllm_fa3_C.abi3.so"
     if not library.exists():
@@ -62,7 +62,7 @@ def load(folder: pathlib.Path) -> None:
 
 def flash_attention_3(batch: int, length: int, heads: int, kv_heads: int) -> Callable[[], object]:
     """A call: one new token against a dense cache."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
 
     from benchmarks.cuda_graph import normal
 
@@ -79,7 +79,7 @@ def flash_attention_3(batch: int, length: int, heads: int, kv_heads: int) -> Cal
 
 def flash_mla(batch: int, length: int, heads: int) -> Callable[[], object]:
     """A call: one new token against a paged cache of 512 + 64 numbers a token."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
 
     from benchmarks.cuda_graph import normal
 
@@ -99,7 +99,7 @@ def flash_mla(batch: int, length: int, heads: int) -> Callable[[], object]:
 
 def measure(case: Record) -> Record:
     """Microseconds of a case."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
 
     from benchmarks.cuda_graph import copies, microseconds
 

@@ -114,7 +114,7 @@ def arguments(case: Record, normal: Callable[..., Any]) -> list[Any]:
 
 def formula(aq: Any, ak: Any, av: Any, bq: Any, bk: Any, bv: Any) -> Any:
     """Equations 3.1 to 3.4 in float32 on a kernel's arguments: [B, 1, H, D]."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
 
     aq, ak, av, bq, bk, bv = (x.float() for x in (aq, ak, av, bq, bk, bv))
     if ak.ndim == 3:
@@ -134,7 +134,7 @@ def relative_error(kernel: Callable[..., Any], given: Sequence[Any]) -> float:
 
 def measure(case: Record, folder: pathlib.Path) -> Record:
     """Microseconds of a case and, where it is small enough for the formula, the error."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
 
     from benchmarks.cuda_graph import copies, microseconds, normal
 

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import pathlib
 import shlex
@@ -10,7 +11,6 @@ import sys
 from typing import Any
 
 import jax
-import jaxlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,7 +38,7 @@ def provenance(module: str, device: str, commit: str | None) -> Record:
         "device": device,
         "driver": nvidia_smi("driver_version"),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "command": shlex.join(["python", "-m", module, *_measured(sys.argv[1:])]),

@@ -10,9 +10,9 @@ import statistics
 import sys
 import time
 
-import torch
-from torch import nn
-from torch.nn import functional as F
+import torch  # pyright: ignore[reportMissingImports] # optional
+from torch import nn  # pyright: ignore[reportMissingImports] # optional
+from torch.nn import functional as F  # pyright: ignore[reportMissingImports] # optional
 
 T, D, RANKS, VOCABULARY = 1024, 64, (6, 2, 2), 50304
 
@@ -137,4 +137,5 @@ def main(layers, d_model, heads, rows, attention):
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:5]), MHA if "mha" in sys.argv[5:] else TPA)
+    layers, d_model, heads, rows = map(int, sys.argv[1:5])
+    main(layers, d_model, heads, rows, MHA if "mha" in sys.argv[5:] else TPA)

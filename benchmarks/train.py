@@ -129,7 +129,7 @@ def breakdown(folder: str, steps: int, most: int = 24) -> tuple[dict[str, float]
         Milliseconds of a step by kind of kernel; and by kernel, for those that took most, with how
         often each ran in a step.
     """
-    by_kind: collections.Counter = collections.Counter()
+    by_kind: dict[str, float] = collections.defaultdict(float)
     by_kernel = collections.defaultdict(lambda: [0.0, 0])
     for start, end, name in intervals(folder):
         milliseconds = (end - start) / 1e6 / steps
@@ -137,7 +137,7 @@ def breakdown(folder: str, steps: int, most: int = 24) -> tuple[dict[str, float]
         by_kernel[name][0] += milliseconds
         by_kernel[name][1] += 1
     top = sorted(by_kernel.items(), key=lambda item: -item[1][0])[:most]
-    return dict(by_kind.most_common()), {
+    return dict(sorted(by_kind.items(), key=lambda kind: -kind[1])), {
         name: [round(ms, 3), count // steps] for name, (ms, count) in top
     }
 

@@ -20,13 +20,14 @@ class Parser(argparse.ArgumentParser):
     --help marks what is required and shows defaults. Options are not to be abbreviated.
     """
 
-    def __init__(self, module: str, description: str):
+    def __init__(self, module: str, description: str | None):
         """
         Args:
             module: the program, which is run as python -m MODULE.
-            description: what it does.
+            description: what it does, or the program's docstring, whose first line says it.
         """
-        super().__init__(f"python -m {module}", description=description, allow_abbrev=False)
+        summary = (description or "").split("\n")[0]
+        super().__init__(f"python -m {module}", description=summary, allow_abbrev=False)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """As argparse's; `help` is required."""

@@ -101,7 +101,8 @@ def validation_batches(
     dataset = _mixture(sources, "val", context_length, vocab_size, order)
     dataset = dataset.batch(batch_size, drop_remainder=False)
     count = len(dataset) if max_batches is None else min(max_batches, len(dataset))
-    return ValidationBatches((_fill_up(dataset[i], batch_size) for i in range(count)), count)
+    filled = (_fill_up(np.asarray(dataset[i]), batch_size) for i in range(count))
+    return ValidationBatches(filled, count)
 
 
 class ValidationBatches(Iterator[tuple[np.ndarray, np.ndarray]]):

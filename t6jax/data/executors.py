@@ -149,7 +149,7 @@ class Ray(Local):
     name = "ray"
 
     def _make(self, work: pathlib.Path, first: int, count: int) -> "PipelineExecutor":
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] # optional
 
         from t6jax.data.tasks import RayExecutor
 

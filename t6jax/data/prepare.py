@@ -270,7 +270,7 @@ class _Progress:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("t6jax.data.prepare", __doc__.splitlines()[0])
+    parser = Parser("t6jax.data.prepare", __doc__)
     add = parser.add_argument
     add(
         "--source",

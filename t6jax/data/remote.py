@@ -90,9 +90,12 @@ def pinned(url: str) -> str:
         return url
     with needs("data"):
         from huggingface_hub import HfApi, HfFileSystem
+        from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
     with reading(url):
         found = HfFileSystem().resolve_path(url)
+        if not isinstance(found, HfFileSystemResolvedRepositoryPath):  # a bucket has no commits
+            return url
         sha = HfApi().dataset_info(found.repo_id, revision=found.revision, timeout=30).sha
     return f"{HUB}{found.repo_id}@{sha}/{found.path_in_repo}".rstrip("/")
 

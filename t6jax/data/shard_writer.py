@@ -56,9 +56,12 @@ class ShardWriter:
         self._work, self._version, self._shard_tokens = work, version, shard_tokens
         self._validation_units, self._validation_fraction = validation_units, validation_fraction
         path = work / STATE
-        state = json.loads(path.read_text()) if path.exists() else {"unit": 0, "offset": 0}
-        self.next_unit, self._offset = state["unit"], state["offset"]
-        self.splits = state.get("splits") or {split: _empty_split() for split in SPLITS}
+        state = json.loads(path.read_text()) if path.exists() else {}
+        self.next_unit: int = state.get("unit", 0)
+        self._offset: int = state.get("offset", 0)
+        self.splits: dict[str, dict[str, Any]] = state.get("splits") or {
+            split: _empty_split() for split in SPLITS
+        }
         self._pending: collections.deque[_Span] = collections.deque()
 
     @property

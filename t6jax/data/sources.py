@@ -152,7 +152,7 @@ def make_plan(
         first(lambda: records.check_first_line(folder, files[0][0], text_key))
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
         ranges = pool.map(
-            lambda f: first(lambda: ranges_of(folder, *f, unit_bytes, text_key)), files
+            lambda f: first(lambda: ranges_of(folder, f[0], f[1], unit_bytes, text_key)), files
         )
         units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:

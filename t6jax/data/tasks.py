@@ -152,7 +152,7 @@ class RayExecutor(_InOrder):
 
     def run(self) -> None:
         """Raises the first error of a task; Ray's own if its process was killed repeatedly."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] # optional
 
         executor = ray.put(self)
         run = ray.remote(num_cpus=1, memory=TASK_BYTES)(_run_for_rank)
@@ -236,7 +236,7 @@ def _end_with_parent() -> None:
     parent = parent_process()
 
     def watch():
-        while parent.is_alive():
+        while parent and parent.is_alive():
             time.sleep(0.5)
         os._exit(1)
 

@@ -84,7 +84,7 @@ def _texts(plan: Plan, max_bytes: int | None) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("t6jax.data.train_tokenizer", __doc__.splitlines()[0])
+    parser = Parser("t6jax.data.train_tokenizer", __doc__)
     add = parser.add_argument
     add("--source", required=True, help="as for t6jax.data.prepare")
     add("--subset", default="", help="as for t6jax.data.prepare")

@@ -63,7 +63,7 @@ def _check(path: pathlib.Path, listed: dict | None, has_manifest: bool) -> str |
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("t6jax.data.verify", __doc__.splitlines()[0])
+    parser = Parser("t6jax.data.verify", __doc__)
     parser.add_argument("folder", type=pathlib.Path, help="the folder of shards")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="files read at once"

@@ -54,9 +54,9 @@ class Collective(NamedTuple):
 
 def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
     """The collectives of a compiled program, those inside loops with the loops' trip counts."""
-    found, calls, entry = defaultdict(list), defaultdict(list), None
-    name = ""
-    for line in compiled.as_text().splitlines():
+    found, calls = defaultdict(list), defaultdict(list)
+    name = entry = ""
+    for line in (compiled.as_text() or "").splitlines():
         if start := _COMPUTATION.match(line):
             name = start[2]
             entry = name if start[1] else entry
@@ -102,10 +102,11 @@ def written(
     sums: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
     for equation, times in equations(traced):
         kind = PRIMITIVES.get(equation.primitive.name)
-        axes = equation.params.get("axes", equation.params.get("axis_name", ())) if kind else ()
-        axes = tuple(
-            axis for axis in ((axes,) if isinstance(axes, str) else axes) if sizes[axis] > 1
-        )
+        if not kind:
+            continue
+        named = equation.params.get("axes", equation.params.get("axis_name", ()))
+        axes = (named,) if isinstance(named, str) else tuple(named)
+        axes = tuple(axis for axis in axes if sizes[axis] > 1)
         if axes:
             count, size = sums.get((kind, axes), (0, 0))
             added = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
@@ -145,4 +146,4 @@ def _shape(dims: str) -> tuple[int, ...]:
 
 
 def _bits(dtype: str) -> int:
-    return BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])
+    return BITS[dtype] if dtype in BITS else int(re.findall(r"\d+", dtype)[0])

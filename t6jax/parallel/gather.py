@@ -29,8 +29,8 @@ def gathered(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     dtype = x.dtype if dtype is None else dtype
     if variable.get_metadata().get("placement") is None:
         return x.astype(dtype)
-    it = {"it": variable}
-    return LayerGather(it, dtype).gathered(it)["it"][...]
+    state = nnx.State({"it": variable})
+    return LayerGather(state, dtype).gathered(state)["it"][...]
 
 
 class LayerGather:
@@ -83,7 +83,7 @@ class LayerGather:
 
     def unpack(self, gathered: list[Array]) -> nnx.State:
         """The layer's parameters."""
-        opened = list(self._variables)
+        opened: list[nnx.Variable] = list(self._variables)
         for x, plans in zip(gathered, self._groups, strict=True):
             for plan, array in zip(
                 plans, self._unpacked(x, plans, len(plans[0].steps) - 1), strict=True
@@ -183,7 +183,7 @@ class _GatherPlan:
         for step in steps:
             after = list(shapes[-1])
             after[step.k] *= math.prod(map(axis_size, step.axes))
-            if not step.gather:
+            if not step.gather and target is not None:
                 after[target] = -(-after[target] // axis_size("tensor"))
             shapes.append(tuple(after))
         return cls(number, p, target, tuple(steps), tuple(shapes))
@@ -206,6 +206,7 @@ class _GatherPlan:
         if self.steps[stage].gather:
             return x.ravel()
         k, n = self.target, axis_size("tensor")
+        assert k is not None, "only a parameter that is split while it is used is exchanged"
         x = _pad_to_shards(x, k)
         return jnp.moveaxis(x.reshape(*x.shape[:k], n, -1, *x.shape[k + 1 :]), k, 0).reshape(n, -1)
 
@@ -213,7 +214,8 @@ class _GatherPlan:
         """This device's part where a parameter is split over tensor while it is used, and not while
         it is stored.
         """
-        if self.target is None or any("tensor" in axes for axes in self.placement.stored):
+        p = self.placement
+        if p is None or self.target is None or any("tensor" in axes for axes in p.stored):
             return x
         x = _pad_to_shards(x, self.target)
         width = x.shape[self.target] // axis_size("tensor")

@@ -17,7 +17,10 @@ TOKEN_AXES = (*BATCH_AXES, "sequence")
 
 
 def make_mesh(
-    config: Mapping[str, int], given: Sequence[jax.Device] | None = None, *, plan: bool = False
+    config: Mapping[str, int],
+    given: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] # a class
+    *,
+    plan: bool = False,
 ) -> Mesh | AbstractMesh:
     """The mesh of devices (default: all at hand) with the sizes the config gives; one of them may
     be -1, for what is left.

@@ -63,7 +63,7 @@ def place_parameter(
         stored[k] += (axis,)
         return True
 
-    wanted = [(k, axis) for k, name in enumerate(names) for axis in rules.get(name, ())]
+    wanted = [(k, axis) for k, name in enumerate(names) for axis in rules.get(name or "", ())]
     done: set[str] = set()
     used: list[str | None] = [None] * len(shape)
     for k, axis in wanted:

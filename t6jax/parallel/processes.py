@@ -52,7 +52,7 @@ def start(
             "give --coordinator, --num_processes and --process_id together, or none where a "
             "launcher sets them"
         )
-    if explicit:
+    if coordinator is not None:
         _check_address(coordinator, here=process == 0)
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -154,9 +154,10 @@ def _no_last_words() -> None:
 def _with_causes(error: BaseException) -> str:
     """What an error says, and those that it was raised from."""
     said = []
-    while error is not None:
-        said.append(str(error).strip() or type(error).__name__)
-        error = error.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        said.append(str(cause).strip() or type(cause).__name__)
+        cause = cause.__cause__
     return ", because: ".join(said)
 
 
