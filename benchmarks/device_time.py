@@ -3,7 +3,7 @@
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,9 @@ def wait_a_while() -> jax.Array:
     """Keeps the stream waiting for a millisecond or two, under a name that the profiler shows."""
 
     def kernel(out):
-        @plgpu.inline_mgpu()
+        @cast(
+            Any, plgpu.inline_mgpu
+        )()  # its annotation demands the context, which it passes itself
         def sleep(_):
             for _ in range(2):
                 utils.inline_ptx("nanosleep.u32 1000000;", has_side_effects=True)

@@ -158,7 +158,7 @@ class T6LM(TemplateLM):
 
     def _loglikelihood_tokens(
         self,
-        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        requests: Sequence[tuple[tuple[str, str] | None, Sequence[int], Sequence[int]]],
         disable_tqdm: bool = False,
         **options,
     ) -> list[tuple[float, bool]]:

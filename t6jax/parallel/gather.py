@@ -30,7 +30,8 @@ def gathered(variable: nnx.Variable, dtype: DTypeLike | None = None) -> Array:
     if variable.get_metadata().get("placement") is None:
         return x.astype(dtype)
     state = nnx.State({"it": variable})
-    return LayerGather(state, dtype).gathered(state)["it"][...]
+    (whole,), _ = _variables(LayerGather(state, dtype).gathered(state))
+    return whole[...]
 
 
 class LayerGather:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, overload
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -14,6 +15,24 @@ MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 # the mesh axes that the rows of a batch are split over, and those that its tokens are
 BATCH_AXES = ("data", "fsdp")
 TOKEN_AXES = (*BATCH_AXES, "sequence")
+
+
+@overload
+def make_mesh(
+    config: Mapping[str, int],
+    given: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] # a class
+    *,
+    plan: Literal[False] = False,
+) -> Mesh: ...
+
+
+@overload
+def make_mesh(
+    config: Mapping[str, int],
+    given: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] # a class
+    *,
+    plan: bool,
+) -> Mesh | AbstractMesh: ...
 
 
 def make_mesh(

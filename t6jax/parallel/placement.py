@@ -108,12 +108,12 @@ def psum_over(variable: nnx.Variable, name: str, x: Float[Array, "*axes"]) -> Fl
 
 def shard_start(variable: nnx.Variable, name: str) -> Int[Array, ""] | int:
     """Where the device's part of a parameter's named axis begins."""
-    placement, axis = variable.get_metadata().get("placement"), mesh_axis(variable, name)
-    if not axis:
+    placement: Placement | None = variable.get_metadata().get("placement")
+    axis = mesh_axis(variable, name)
+    if placement is None or not axis:
         return 0
-    return jax.lax.axis_index(axis) * -(
-        -placement.shape[placement.names.index(name)] // axis_size(axis)
-    )
+    length = placement.shape[placement.names.index(name)]
+    return jax.lax.axis_index(axis) * -(-length // axis_size(axis))
 
 
 def parse_sharding_rules(rules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -217,14 +217,14 @@ def all_succeed[T](attempt: Callable[[], T]) -> T:
     """attempt() on every process; raises on all where it raises on one."""
     if jax.process_count() == 1:
         return attempt()
-    result = error = None
+    results, error = [], None
     try:
-        result = attempt()
+        results.append(attempt())
     except Exception as e:  # whatever it is, the others have to know
         error = e
     if multihost_utils.process_allgather(np.array(error is not None)).any():
         raise error or RuntimeError("another process could not read its part")
-    return result
+    return results[0]
 
 
 def data_part(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class ShardedModel:
         """
         self.mesh = mesh
         self.graph, state = nnx.split(model)
-        placed = placements(model, mesh, rules, whole)
+        placed: Any = placements(model, mesh, rules, whole)
         self._specs = jax.tree.map(
             lambda x, p: partition_spec(p, x.ndim), nnx.to_pure_dict(state), placed
         )

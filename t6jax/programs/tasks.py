@@ -226,8 +226,8 @@ def _evaluate(
         evaluation_tracker=tracker,
         task_manager=tasks,
     )
-    results = dict(evaluated or {})  # None: only on the processes of a run but the first
-    samples: Any = results.pop("samples", None) if options.log_samples else None
+    results: dict[str, Any] = {**evaluated} if evaluated else {}
+    samples = results.pop("samples", None) if options.log_samples else None
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"] if samples else ():
         tracker.save_results_samples(task_name=task, samples=samples[task])
