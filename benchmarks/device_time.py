@@ -32,9 +32,7 @@ def wait_a_while() -> jax.Array:
     """Keeps the stream waiting for a millisecond or two, under a name that the profiler shows."""
 
     def kernel(out):
-        @cast(
-            Any, plgpu.inline_mgpu
-        )()  # its annotation demands the context, which it passes itself
+        @cast(Any, plgpu.inline_mgpu)()  # which passes the context itself
         def sleep(_):
             for _ in range(2):
                 utils.inline_ptx("nanosleep.u32 1000000;", has_side_effects=True)

@@ -63,15 +63,15 @@ def decode(
 
     # heads in shares: a_q [B, N, R_Q, S, H / S] or q [B, N, S, H / S, D], and a [R, S, H / S]
     query = (split_heads(layout, query[0], 3 if factors else 2), *query[1:])
-    a = () if a is None else tuple(split_heads(layout, x) for x in a)
-    b = () if b is None else (b,)
+    fixed_a = () if a is None else tuple(split_heads(layout, x) for x in a)
+    fixed_b = () if b is None else (b,)
     options = dict(rotation=rotation, scale=scale, dtype=dtype) | (
         {} if config is None else {"config": config}
     )
     part = functools.partial(
         _part, attend=functools.partial(run.attend, **options), layout=layout.shard
     )
-    out, lse = on_each_device(part, query, rows, lengths.astype(jnp.int32), a, b)
+    out, lse = on_each_device(part, query, rows, lengths.astype(jnp.int32), fixed_a, fixed_b)
     out, lse = merge_heads(layout, out, 2), merge_heads(layout, lse, 2)
     return (out, lse) if return_lse else out
 

@@ -304,7 +304,8 @@ def _partials(
             """
             for r in range(R_K):
                 chunks = [(b_k.at[slot, r, c], turned.at[r, c]) for c in range(D_chunks)]
-                rope.rotate(*zip(*chunks), tiled(64), first, T, D, rotation)
+                sources, targets = zip(*chunks)
+                rope.rotate(sources, targets, tiled(64), first, T, D, rotation)
             plgpu.commit_smem()
 
         if rotation and D % 64:

@@ -141,7 +141,7 @@ def attend(
         layout, B, M, N, rank_q, scale, multiprocessors(), config, shares=shares, rotation=rotation
     )
     splits = sizes["SPLITS"]
-    query = [x.astype(rows.dtype) for x in query]
+    query = tuple(x.astype(rows.dtype) for x in query)
     # one by one, since a partitioned function takes no constant arrays
     frequencies = (
         jnp.concatenate([jnp.full(1, x, jnp.float32) for x in rotation.frequencies])

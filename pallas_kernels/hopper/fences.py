@@ -1,7 +1,8 @@
 """Fences between what threads do and what wgmma and TMA do."""
 
 from jax.experimental.mosaic.gpu import utils
-from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.hopper.inline import inline_mgpu
 
 
 def fence_shared_memory():
@@ -9,7 +10,7 @@ def fence_shared_memory():
     barrier at which the thread arrives next.
     """
 
-    @plgpu.inline_mgpu()
+    @inline_mgpu()
     def run(_):
         utils.inline_ptx("fence.proxy.async.shared::cta;", has_side_effects=True)
 
@@ -21,7 +22,7 @@ def fence_global_memory():
     seen, before what TMA does there for this thread from now on.
     """
 
-    @plgpu.inline_mgpu()
+    @inline_mgpu()
     def run(_):
         utils.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
 

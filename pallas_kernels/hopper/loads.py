@@ -11,6 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, vector
 
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import ROWS, SCALAR, WGMMA
 
 
@@ -22,7 +23,7 @@ def load_heads(ref, column, tokens):
     """
     result = plgpu.ShapeDtypeStruct((ROWS, tokens), ref.dtype, layout=WGMMA)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR), return_type=result)
+    @inline_mgpu(arg_types=(plgpu.RefType(), SCALAR), return_type=result)
     def load(_, ref, column):
         ref_type = ir.MemRefType(ref.type)
         pitch = ref_type.shape[1]
@@ -68,7 +69,7 @@ def gather(ref, shape, layout, scalars, index, vector_axis=-1):
     index-typed values.
     """
 
-    @plgpu.inline_mgpu(
+    @inline_mgpu(
         arg_types=(plgpu.RefType(), *[SCALAR] * len(scalars)),
         return_type=plgpu.ShapeDtypeStruct(shape, ref.dtype, layout=layout),
     )
@@ -95,7 +96,7 @@ def gather_rows(ref, shape, layout, start, last):
 
     result = plgpu.ShapeDtypeStruct(shape, ref.dtype, layout=layout)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR), return_type=result)
+    @inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR), return_type=result)
     def load(_, ref, start, last):
         as_index = lambda x: arith.index_cast(ir.IndexType.get(), x.registers.item())
         start, last = as_index(start), as_index(last)

@@ -14,6 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import ROWS, WGMMA
 
 VECTOR = 4  # numbers that a thread stores at a time
@@ -37,7 +38,7 @@ def _vector_index(ref, k):
 def store(ref, value):
     """Writes value, float32 in WGMMA layout, to a buffer of buffer_shape."""
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), WGMMA))
+    @inline_mgpu(arg_types=(plgpu.RefType(), WGMMA))
     def run(_, ref, value):
         four = ir.VectorType.get((VECTOR,), ir.F32Type.get())
         numbers = [vector.extract(r, [], [i]) for r in value.registers.flat for i in range(2)]
@@ -51,7 +52,7 @@ def store(ref, value):
 def load(ref, shape=(ROWS, 64)):
     """Reads what `store` wrote."""
 
-    @plgpu.inline_mgpu(
+    @inline_mgpu(
         arg_types=(plgpu.RefType(),),
         return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=WGMMA),
     )

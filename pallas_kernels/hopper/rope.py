@@ -7,6 +7,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
 from pallas_kernels.hopper.index import constant
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import SCALAR
 
 # $0, $1 = cos($2), sin($2). The angle is first reduced to -pi .. pi, with 2 pi as a sum of two
@@ -29,7 +30,7 @@ def rotate(sources, targets, transforms, first, tokens, dim, rotation):
     half, threads = len(rotation.frequencies), 128 // tokens  # threads of a row
     count = half // 8  # units of 8 features in a half; a thread takes every threads-th
 
-    @plgpu.inline_mgpu(arg_types=(*[plgpu.RefType(transforms)] * 2 * len(sources), SCALAR))
+    @inline_mgpu(arg_types=(*[plgpu.RefType(transforms)] * 2 * len(sources), SCALAR))
     def run(_, *arguments):
         *refs, first = arguments
         sources, targets = refs[: len(refs) // 2], refs[len(refs) // 2 :]

@@ -9,6 +9,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import WARP_ROWS, WGMMA
 
 COLUMNS = 8  # of which a thread holds two; it adds every 8th column to them by itself
@@ -21,7 +22,7 @@ def add_columns(value, total=None):
     arguments = (value,) if total is None else (value, total)
     shape = (value.shape[0], COLUMNS)
 
-    @plgpu.inline_mgpu(
+    @inline_mgpu(
         arg_types=(WGMMA,) * len(arguments),
         return_type=plgpu.ShapeDtypeStruct(shape, value.dtype, layout=WGMMA),
     )
@@ -40,7 +41,7 @@ def add_columns(value, total=None):
 def mask_above_diagonal(value, fill):
     """A float32 array [64, 64] in WGMMA layout with `fill` above its diagonal."""
 
-    @plgpu.inline_mgpu(
+    @inline_mgpu(
         arg_types=(WGMMA,),
         return_type=plgpu.ShapeDtypeStruct(value.shape, value.dtype, layout=WGMMA),
     )

@@ -7,6 +7,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
 from pallas_kernels.hopper.index import constant, row_in_warp
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import SCALAR
 
 
@@ -16,7 +17,7 @@ def store_rows(ref, value, n, h, layout):
     n and h may differ from warp to warp.
     """
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout, SCALAR, SCALAR))
+    @inline_mgpu(arg_types=(plgpu.RefType(), layout, SCALAR, SCALAR))
     def store(_, ref, value, n, h):
         N, H, *_ = ir.MemRefType(ref.type).shape
         n, h = [arith.index_castui(ir.IndexType.get(), x.registers.item()) for x in (n, h)]
@@ -42,7 +43,7 @@ def zero_rows(ref, transforms, valid, tokens):
     (A swizzle moves numbers within their row only.)
     """
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(transforms), SCALAR))
+    @inline_mgpu(arg_types=(plgpu.RefType(transforms), SCALAR))
     def zero(_, ref, valid):
         ref_type = ir.MemRefType(ref.type)
         i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()

@@ -9,6 +9,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import ROW, SCALAR
 
 
@@ -18,9 +19,7 @@ def any_above(values, limit):
     The result is the same in the whole warpgroup.
     """
 
-    @plgpu.inline_mgpu(
-        arg_types=(ROW,), return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR)
-    )
+    @inline_mgpu(arg_types=(ROW,), return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR))
     def run(_, values):
         i32 = ir.IntegerType.get_signless(32)
         numbers = [
@@ -43,7 +42,7 @@ def reached(count, value):
     It is read once; the result is the same in the whole warpgroup.
     """
 
-    @plgpu.inline_mgpu(
+    @inline_mgpu(
         arg_types=(plgpu.RefType(), SCALAR),
         return_type=plgpu.ShapeDtypeStruct((), jnp.bool_, layout=SCALAR),
     )

@@ -9,13 +9,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith
 
+from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import SCALAR
 
 
 def scalar(body):
     """The int32 scalar that `body` makes in each thread; it is given a function for constants."""
 
-    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=SCALAR))
+    @inline_mgpu(return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=SCALAR))
     def run(_):
         return mgpu.FragmentedArray.splat(
             body(lambda x: arith.constant(ir.IntegerType.get_signless(32), x)), (), is_signed=True
@@ -39,7 +40,7 @@ def warp_ptx(x, *steps):
     to lane.
     """
 
-    @plgpu.inline_mgpu(
+    @inline_mgpu(
         arg_types=(SCALAR,), return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=SCALAR)
     )
     def run(_, x):
