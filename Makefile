@@ -5,7 +5,7 @@
 # make test-torch    the tests that compare with PyTorch
 # make test-latest   the CPU tests on the newest JAX, Flax, Optax, Orbax, Grain and everything else
 # make test-oldest   the CPU tests on the oldest versions that pyproject.toml allows
-# make lint          ruff
+# make lint          ruff, pyright
 # make docs          the site, in build/site; a warning is an error
 # make setup         the environment, .venv, which the others set up by themselves
 
@@ -65,6 +65,7 @@ test-oldest: .venv-oldest/installed
 lint: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet

@@ -223,10 +223,10 @@ class T6(nnx.Module):
         graph, state = nnx.split(self.blocks)
 
         def block(params: nnx.State, carry: tuple[Array, Array]) -> tuple[tuple, Any]:
-            *carry, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
-            return tuple(carry), entry
+            x, update, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
+            return (x, update), entry
 
-        carry, entries = run_blocks(
+        (x, update), entries = run_blocks(
             block,
             state,
             (x, update),
@@ -235,7 +235,7 @@ class T6(nnx.Module):
             unroll=unroll,
         )
         entries = [] if entries is None else _per_layer(entries, self.config.num_layers)
-        return add_norm(*carry)[1], entries
+        return add_norm(x, update)[1], entries
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T d_model"]:
         return embedding_lookup(self.embedding, tokens, self.config.dtype)
@@ -250,7 +250,7 @@ class T6(nnx.Module):
     def _vocab_shard(self) -> VocabShard | None:
         """Which shard of the vocabulary this device has."""
         axis = mesh_axis(self.embedding, "vocab")
-        return axis and VocabShard(axis, self.config.vocab_size)
+        return VocabShard(axis, self.config.vocab_size) if axis else None
 
 
 def _num_pieces(batch: int, tokens: int) -> int:

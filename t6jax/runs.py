@@ -56,9 +56,9 @@ def read_data_config(workdir: pathlib.Path) -> DataConfig:
 
 
 def _read_section[S: Section](workdir: pathlib.Path, section: type[S]) -> S:
-    config = read_config(workdir)
+    config: Any = read_config(workdir).get(section.section)
     try:
-        return section.from_dict(config.get(section.section))
+        return section.from_dict(config)
     except InputError as e:
         raise InputError(f"{workdir / CONFIG}: {e}") from e
 

@@ -227,7 +227,7 @@ def _evaluate(
         task_manager=tasks,
     )
     results: dict[str, Any] = {**evaluated} if evaluated else {}
-    samples = results.pop("samples", None) if options.log_samples else None
+    samples: Any = results.pop("samples", None) if options.log_samples else None
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"] if samples else ():
         tracker.save_results_samples(task_name=task, samples=samples[task])

@@ -65,7 +65,9 @@ def compile_for(config: RunConfig, devices: int) -> dict[str, Any]:
     return json.loads(run.stdout)
 
 
-def devices_for(count: int) -> tuple[Sequence[jax.Device], dict[str, Any]]:
+def devices_for(
+    count: int,
+) -> tuple[Sequence[jax.Device], dict[str, Any]]:  # pyright: ignore[reportInvalidTypeForm] # a class
     """So many devices to compile for, and the compiler's options."""
     if jax.default_backend() != "gpu":
         return jax.devices(), {}

@@ -1,9 +1,19 @@
 """The mesh of a run, with the config checked against it."""
 
+from typing import Literal, overload
+
 from jax.sharding import AbstractMesh, Mesh
 
 from t6jax.config import RunConfig, check_trainable
 from t6jax.parallel.mesh import make_mesh
+
+
+@overload
+def mesh_for(config: RunConfig, *, plan: Literal[False] = False) -> Mesh: ...
+
+
+@overload
+def mesh_for(config: RunConfig, *, plan: bool) -> Mesh | AbstractMesh: ...
 
 
 def mesh_for(config: RunConfig, *, plan: bool = False) -> Mesh | AbstractMesh:

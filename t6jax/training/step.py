@@ -103,7 +103,8 @@ class Trainer:
             params,
             transform_non_params=lambda _: everywhere,
         )
-        return TrainState(everywhere, params, opt_state, everywhere)
+        # a tree of the state's structure, of shardings instead of arrays
+        return TrainState(everywhere, params, opt_state, everywhere)  # pyright: ignore[reportArgumentType]
 
     def _step(
         self, state: TrainState, windows: Int[Array, "B window"]
