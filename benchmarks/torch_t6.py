@@ -1,7 +1,8 @@
-"""The training step of T6 in PyTorch: torch.compile, bfloat16 autocast, fused AdamW. The yardstick
-of benchmarks.train.
+"""The training step of T6 in PyTorch: torch.compile, bfloat16 autocast, fused AdamW.
 
-usage: python -m benchmarks.torch_t6 LAYERS D_MODEL HEADS ROWS [mha]   prints one JSON object
+    python -m benchmarks.torch_t6 LAYERS D_MODEL HEADS ROWS [mha]
+
+Prints one JSON object. `benchmarks.train --torch` runs it to compare with.
 """
 
 import json
@@ -17,20 +18,23 @@ from torch.nn import functional as F  # pyright: ignore[reportMissingImports] # 
 T, D, RANKS, VOCABULARY = 1024, 64, (6, 2, 2), 50304
 
 
-def rotate(x, cos, sin):
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE, feature i paired with i + D/2."""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
 
 
 class TPA(nn.Module):
-    def __init__(self, d_model, heads):
+    """Tensor Product Attention with R_Q, R_K, R_V = 6, 2, 2."""
+
+    def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.w_a = nn.ModuleList(nn.Linear(d_model, heads * r, bias=False) for r in RANKS)
         self.w_b = nn.ModuleList(nn.Linear(d_model, r * D, bias=False) for r in RANKS)
         self.w_o = nn.Linear(heads * D, d_model, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
         dense = []
         for i, (w_a, w_b, rank) in enumerate(zip(self.w_a, self.w_b, RANKS)):
@@ -44,13 +48,15 @@ class TPA(nn.Module):
 
 
 class MHA(nn.Module):
-    def __init__(self, d_model, heads):
+    """Multi-head attention."""
+
+    def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.w_qkv = nn.ModuleList(nn.Linear(d_model, heads * D, bias=False) for _ in range(3))
         self.w_o = nn.Linear(heads * D, d_model, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         q, k, v = (w(x).view(*x.shape[:2], self.heads, D) for w in self.w_qkv)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = F.scaled_dot_product_attention(
@@ -60,21 +66,25 @@ class MHA(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, attention, d_model, heads):
+    """Attention and SwiGLU, each after an RMSNorm without weights."""
+
+    def __init__(self, attention: type[nn.Module], d_model: int, heads: int) -> None:
         super().__init__()
         width = 8 * d_model // 3
         self.attention = attention(d_model, heads)
         self.w_1, self.w_2 = (nn.Linear(d_model, width, bias=False) for _ in range(2))
         self.w_3 = nn.Linear(width, d_model, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(F.rms_norm(x, x.shape[-1:]), cos, sin)
         y = F.rms_norm(x, x.shape[-1:])
         return x + self.w_3(F.silu(self.w_1(y)) * self.w_2(y))
 
 
 class T6(nn.Module):
-    def __init__(self, attention, layers, d_model, heads):
+    """T6, or a Llama-like model where attention is MHA; returns the loss."""
+
+    def __init__(self, attention: type[nn.Module], layers: int, d_model: int, heads: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, d_model)
         self.blocks = nn.ModuleList(Block(attention, d_model, heads) for _ in range(layers))
@@ -83,7 +93,7 @@ class T6(nn.Module):
         self.register_buffer("cos", angle.cos().bfloat16(), persistent=False)
         self.register_buffer("sin", angle.sin().bfloat16(), persistent=False)
 
-    def forward(self, tokens, targets):
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
@@ -91,7 +101,8 @@ class T6(nn.Module):
         return F.cross_entropy(logits.view(-1, VOCABULARY).float(), targets.reshape(-1))
 
 
-def main(layers, d_model, heads, rows, attention):
+def main(layers: int, d_model: int, heads: int, rows: int, attention: type[nn.Module]) -> None:
+    """Times the step and prints what was found."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     model = T6(attention, layers, d_model, heads).cuda()
@@ -101,7 +112,7 @@ def main(layers, d_model, heads, rows, attention):
     compiled = torch.compile(model)
     batches = [torch.randint(0, 50257, (rows, T + 1), device="cuda") for _ in range(4)]
 
-    def steps(n):
+    def steps(n: int) -> torch.Tensor:
         for i in range(n):
             window = batches[i % 4]
             with torch.autocast("cuda", torch.bfloat16):
@@ -122,17 +133,17 @@ def main(layers, d_model, heads, rows, attention):
         start = time.perf_counter()
         loss = steps(6)
         seconds.append((time.perf_counter() - start) / 6)
-    result = dict(
-        torch=torch.__version__,
-        rows=rows,
-        layers=layers,
-        step_milliseconds=[1e3 * s for s in seconds],
-        tokens_per_second=rows * T / statistics.median(seconds),
-        peak_bytes=torch.cuda.max_memory_allocated(),
-        compile_seconds=compile_seconds,
-        last_loss=loss.item(),
-        uniform_loss=math.log(VOCABULARY),
-    )
+    result = {
+        "torch": torch.__version__,
+        "rows": rows,
+        "layers": layers,
+        "step_milliseconds": [1e3 * s for s in seconds],
+        "tokens_per_second": rows * T / statistics.median(seconds),
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "compile_seconds": compile_seconds,
+        "last_loss": loss.item(),
+        "uniform_loss": math.log(VOCABULARY),
+    }
     print(json.dumps(result))
 
 
