@@ -53,7 +53,7 @@ OUTPUT_PATH = flags.DEFINE_string(
     "output_path", None, "Where the results go; default the run's directory, evaluation/."
 )
 LOG_SAMPLES = flags.DEFINE_bool(
-    "log_samples", False, "Write every question and answer beside the results."
+    "log_samples", False, "Write every question and answer next to the results."
 )
 USE_CACHE = flags.DEFINE_bool(
     "use_cache", False, "Keep the model's answers, and take those that are kept, in evaluation/."

@@ -1,5 +1,5 @@
-"""The ablation of the learning rate, medium T6 (section J.3); down to 6e-5, as section J.1 prints
-beside 3e-4.
+"""The ablation of the learning rate, medium T6 (section J.3): 3e-4 down to 6e-5, the pair that
+section J.1 prints.
 """
 
 from configs import medium_tpa

@@ -1,1 +1,1 @@
-"""What train.py, eval.py and generate.py call: flags' values in, an exit code out."""
+"""What train.py, eval.py and generate.py call: values of flags in, an exit code out."""

@@ -44,8 +44,8 @@ def run(main: Callable[..., int], *, overrides: bool = False) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         if any(argument in HELP for argument in argv[1:]):
-            print(help_text(inspect.getdoc(inspect.getmodule(main)) or "", config_keys=overrides))
-            sys.exit(0)
+            usage = inspect.getdoc(inspect.getmodule(main)) or ""
+            sys.exit(exit_status(lambda: _print(help_text(usage, argv, config_keys=overrides))))
         if overrides:
             from t6jax.programs.config_file import split_overrides
 
@@ -59,20 +59,35 @@ def run(main: Callable[..., int], *, overrides: bool = False) -> None:
     app.run(lambda argv: exit_status(lambda: main(argv, *given)), flags_parser=parse)
 
 
-def help_text(usage: str, *, config_keys: bool) -> str:
-    """What --help prints: the usage, the flags, and the config's keys or where they are."""
+def help_text(usage: str, argv: list[str], *, config_keys: bool) -> str:
+    """What --help prints: the usage, the flags, and the config's keys or where they are.
+
+    Args:
+        usage: what comes first.
+        argv: the command line; a --config there is the one whose values are shown.
+        config_keys: list the config's keys.
+    """
     lines = [usage, "", "flags:"]
     for flag in sorted(_flags(), key=lambda f: (REQUIRED not in f.help, f.name)):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-        default = "" if flag.default is None else f" (default {flag.default_as_str})"
-        lines += entry(name + default, flag.help)
+        default = "" if flag.default is None else f" (default {flag.default})"
+        lines += entry(name + default, flag.help.partition(";\n")[0])
     if config_keys:
+        from t6jax.programs.config_file import load_config
         from t6jax.programs.config_keys import listing
 
-        lines += ["", *listing(entry)]
+        files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+        lines += ["", *listing(entry, load_config(files[-1], []) if files else None)]
     else:
         lines += ["", *textwrap.wrap(RUNS_CONFIG, WIDTH)]
     return "\n".join(lines)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def entry(name: str, text: str) -> list[str]:

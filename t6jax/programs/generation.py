@@ -1,4 +1,4 @@
-"""What generate.py calls."""
+"""What generate.py calls. The checkpoint's path is checked before this module is imported."""
 
 import codecs
 import sys
@@ -11,7 +11,17 @@ from t6jax.runs import locate, read_data_config
 
 
 def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampling) -> int:
-    """Prints the prompt and, as it is made, its continuation."""
+    """Prints the prompt and, as it is generated, its continuation.
+
+    Args:
+        ckpt: a run's directory, or one step's.
+        prompt: the text to continue; None: standard input.
+        max_new_tokens: at most so many, and as the model's context_length allows.
+        sampling: temperature, top_k, top_p and seed; see t6jax.stream.
+
+    Returns:
+        The exit code.
+    """
     workdir, _ = locate(ckpt)
     tokenizer = run_tokenizer(workdir, read_data_config(workdir))
     if prompt is None:
@@ -24,8 +34,7 @@ def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampl
     if len(tokens) >= config.context_length:
         raise InputError(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the model's "
-            f"context_length={config.context_length}: "
-            "shorten it"
+            f"context_length={config.context_length}: shorten it"
         )
     room = config.context_length - len(tokens)
     if max_new_tokens > room:

@@ -1,1 +1,1 @@
-"""Training: step, optimizer, loop, checkpoints, metrics, mesh and sharding rules."""
+"""Training: step, optimizer, loop, checkpoints, metrics, and what --dry_run reports."""

@@ -1,4 +1,4 @@
-"""Saving and resuming a training run, by Orbax."""
+"""Saving and resuming a training run with Orbax."""
 
 import pathlib
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ from t6jax.training.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run: parameters, optimizer state, step, random state and the batches'
-    iterator.
+    """The checkpoints of a run: parameters, optimizer state, step, random state, and the position
+    in the data.
 
-    Saved asynchronously, under a temporary name until whole; the newest `keep` are kept.
+    They are written asynchronously, under a temporary name until they are complete. The newest
+    `keep` are kept.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int):
@@ -25,13 +26,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
 
     def save(self, step: int, state: TrainState, batches: Batches) -> None:
-        """Saves the state behind `step` steps; returns before it is written."""
+        """Saves the state after `step` steps; returns before it is written."""
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{
                     PARAMETERS: ocp.args.StandardSave(state.params),
-                    TRAINING: ocp.args.StandardSave(_rest(state)),
+                    TRAINING: ocp.args.StandardSave(_without_params(state)),
                     BATCHES: ocp.args.JsonSave(batches.get_state()),
                 }
             ),
@@ -40,11 +41,20 @@ class Checkpoints:
     def restore_newest(
         self, abstract: TrainState, batches: Batches
     ) -> tuple[int, TrainState] | None:
-        """(step, state) of the newest checkpoint that can be read, the iterator set to it; None
-        where there is none.
+        """Restores the newest checkpoint that can be read.
 
-        A newer one that cannot be read is named in a warning and set aside as
+        Newer ones that cannot be read are named in a warning and renamed to
         checkpoints/<step>.unreadable.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the state.
+            batches: is set to the position that the checkpoint holds.
+
+        Returns:
+            (step, state), or None if there is no checkpoint.
+
+        Raises:
+            InputError: there are checkpoints, and none can be read.
         """
         steps = checkpoint_steps(self._workdir)
         if not steps:
@@ -53,7 +63,7 @@ class Checkpoints:
         def restore(step: int) -> TrainState:
             args = {
                 PARAMETERS: ocp.args.StandardRestore(abstract.params),
-                TRAINING: ocp.args.StandardRestore(_rest(abstract)),
+                TRAINING: ocp.args.StandardRestore(_without_params(abstract)),
                 BATCHES: ocp.args.JsonRestore(),
             }
             restored = processes.all_succeed(
@@ -81,10 +91,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits until everything saved is written, whatever ended the run."""
+        """Waits until all that was saved is written, whatever ended the run."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-def _rest(state: TrainState) -> Mapping[str, Any]:
+def _without_params(state: TrainState) -> Mapping[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}

@@ -1,6 +1,4 @@
-"""What can go wrong while a run runs: numbers that are not finite, and memory that does not
-suffice.
-"""
+"""What can fail during training: a loss or gradient that is not finite, and too little memory."""
 
 import contextlib
 import math
@@ -14,8 +12,8 @@ from t6jax.errors import InputError
 
 
 class NonFiniteSteps:
-    """Counts the steps in a row whose loss or gradient was not finite. The step itself does not
-    apply them.
+    """Counts consecutive steps whose loss or gradient is not finite. The training step does not
+    apply such steps.
     """
 
     def __init__(self, limit: int, batch_size: int):
@@ -23,11 +21,10 @@ class NonFiniteSteps:
         self.in_a_row = 0
 
     def event(self, step: int, values: Mapping[str, float]) -> dict[str, Any] | None:
-        """What to log of a step whose loss or gradient norm is not finite; None of one where both
-        are.
+        """What to log of a step, or None if its loss and gradient norm are finite.
 
-        windows: first and last of the step's batch, counted in the order of the data from the run's
-            start.
+        `windows` in it are the first and last of the step's batch, counted in the order of the data
+        from the start of the run.
         """
         if math.isfinite(values["train_loss"]) and math.isfinite(values["grad_norm"]):
             self.in_a_row = 0
@@ -42,8 +39,11 @@ class NonFiniteSteps:
         }
 
     def stop_at_limit(self, step: int, saved: int | None) -> None:
-        """Raises InputError where as many steps in a row as are allowed were not finite. saved: the
-        newest checkpoint's step.
+        """Raises InputError after as many such steps in a row as are allowed.
+
+        Args:
+            step: the last of them.
+            saved: step of the newest checkpoint; None if there is none.
         """
         if self.in_a_row >= self._limit:
             kept = (
@@ -60,8 +60,8 @@ class NonFiniteSteps:
 
 @contextlib.contextmanager
 def out_of_memory(config: RunConfig) -> Iterator[None]:
-    """Turns XLA's error for lack of memory, while compiling or running, into an InputError that
-    says what to lower.
+    """Turns XLA's out-of-memory error, of compiling or running, into an InputError that says what
+    to change.
     """
     try:
         yield
@@ -71,9 +71,7 @@ def out_of_memory(config: RunConfig) -> Iterator[None]:
         reason = (
             str(e).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:200]
         )
-        raise InputError(
-            f"a device's memory does not suffice ({reason}): {_remedies(config)}"
-        ) from e
+        raise InputError(f"a device ran out of memory ({reason}): {_remedies(config)}") from e
 
 
 def _remedies(config: RunConfig) -> str:
@@ -90,7 +88,7 @@ def _remedies(config: RunConfig) -> str:
             f"set model.remat={'dots or full' if remat == 'none' else 'full'}, now {remat}"
         )
     remedies.append(
-        f"lower validation.batch_size={config.validation.batch_size} if this was validation"
+        f"lower validation.batch_size={config.validation.batch_size} if it was validating"
     )
     remedies.append(
         f"split over more devices (mesh.fsdp={config.mesh.fsdp}, mesh.tensor={config.mesh.tensor})"

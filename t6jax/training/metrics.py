@@ -1,5 +1,5 @@
-"""What a run reports: a progress line, metrics.jsonl and TensorBoard events; and the FLOPs that MFU
-is counted with.
+"""What a run reports: progress lines, metrics.jsonl and TensorBoard events; and the FLOP that MFU
+is computed from.
 """
 
 import json
@@ -53,7 +53,10 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
 class MetricsLog:
     """Appends to metrics.jsonl and TensorBoard events. Only the first process writes.
 
-    step: where the run goes on; what an interrupted run logged of later steps is dropped.
+    Args:
+        workdir: the run's directory.
+        step: where the run resumes; what an interrupted run logged of later steps is dropped.
+        tensorboard: write TensorBoard events too.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool):
@@ -82,7 +85,7 @@ class MetricsLog:
                 self._events.add_scalar(name, value, step)
 
     def event(self, step: int, values: dict[str, str | int]) -> None:
-        """Logs what happened at a step, in metrics.jsonl alone."""
+        """Logs what happened at a step, to metrics.jsonl only."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step} | values) + "\n")
             self._file.flush()

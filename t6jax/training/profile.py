@@ -8,9 +8,7 @@ PROFILE = "profile"
 
 
 class Profile:
-    """Traces the steps it is asked to, into the folder `profile` of a run's directory. Only the
-    first process does.
-    """
+    """Traces some steps into the folder `profile` of a run's directory, on the first process."""
 
     def __init__(self, workdir: pathlib.Path, steps: range):
         self._folder, self._steps = (
@@ -20,14 +18,16 @@ class Profile:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Begins the trace, where this step is the first."""
+        """Starts the trace if this step is the first to trace."""
         if step == self._steps.start and self._steps:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, result: object) -> bool:
-        """Ends the trace behind its last step, waiting for the step's result; says whether it
-        did.
+        """Ends the trace after its last step, once the step's result is there.
+
+        Returns:
+            Whether the trace ended.
         """
         if not self._running or step < self._steps[-1]:
             return False
@@ -36,12 +36,12 @@ class Profile:
         return True
 
     def close(self) -> None:
-        """Ends the trace, if it is running."""
+        """Ends the trace if it is running."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the trace is."""
+        """Where the trace is written."""
         return self._folder

@@ -3,8 +3,11 @@
 import pytest
 
 from t6jax import InputError
+from t6jax.attention import MECHANISMS
 from t6jax.config import RunConfig
+from t6jax.fields import keys_of
 from t6jax.programs.config_file import check_overrides, load_config, split_overrides
+from t6jax.programs.config_keys import listing
 from t6jax.programs.training import train_program
 
 CONFIG = "tests/configs/tiny.py"
@@ -87,6 +90,26 @@ def test_a_file_may_take_an_argument(tmp_path):
     assert load(name=f"{tmp_path / 'mine.py'}:77").steps == 77
 
 
+def test_help_lists_every_key_with_its_default_or_its_value():
+    names = []
+
+    def entry(name: str, text: str) -> list[str]:
+        names.append(name)
+        return [name, text]
+
+    lines = list(listing(entry))
+    assert {"optimizer.beta_1 (0.9)", "data.path ('data/fineweb-edu-100bt')", "steps (100000)"} <= {
+        *names
+    }
+    for mechanism in MECHANISMS.values():
+        for key in keys_of(mechanism):
+            assert any(name.split()[0] == f"model.attention.{key}" for name in names), key
+    assert "Of mla: d_c, the width of the latent C^KV. [at least 1]" in lines
+    names.clear()
+    list(listing(entry, load("--config.steps=77")))
+    assert "steps (77)" in names and "model.attention.name ('tpa')" in names
+
+
 # flags that are refused -> what the sentence names
 REFUSED = {
     "--config.stps=3": r"--config.stps: there is no such key \(did you mean steps\?\)",
@@ -136,13 +159,11 @@ REFUSED = {
     "--config.model.attention.rank=2": r"attention.rank: there is no such key",
     "--config.model.attention.rank_q=0": "model.attention.rank_q must be at least 1; got 0",
     "--config.model.attention.head_dim=3": "model.attention.head_dim must be even",
-    "--config.model.attention.module=nowhere": "model.attention.name must|cannot be imported|ok",
     "--config.mesh.data=0": "mesh sizes must be at least 1",
     "--config.mesh.fsdp=-1": "one of them may be -1",
     "--config.mesh.sequence=-2": "mesh.sequence must be at least -1",
     "--config.sharding.mlp=model": "sharding.mlp must be '' or of data, fsdp",
 }
-del REFUSED["--config.model.attention.module=nowhere"]  # tpa is registered: nothing is imported
 
 
 @pytest.mark.parametrize("flag", REFUSED)

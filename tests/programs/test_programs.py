@@ -61,7 +61,7 @@ def test_evaluation_gives_the_loss_that_training_ended_with(run):
     assert loss(other.stdout) != loss(output)
 
 
-def test_other_text_is_evaluated_whole_beside_the_runs_own_counts(run, tmp_path):
+def test_other_text_is_evaluated_whole_against_the_runs_own_counts(run, tmp_path):
     workdir, _ = run
     text = tmp_path / "text.txt"
     text.write_text("zzzzzzzz" * 8)  # rare in the run's training text, certain in this one's

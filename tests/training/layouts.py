@@ -47,12 +47,12 @@ MECHANISMS = {
     },  # heads are split, and their groups are not
 }
 MIXED = "fsdp 2 x tensor 2 x sequence 2"
-# What two models differ in whose compiled step's memory is compared: many parameters beside few
+# What two models differ in whose compiled step's memory is compared: many parameters with few
 # tokens (12 on a device, so that remat.keep_activations takes no array with a row for each of 8
 # devices for theirs); many logits.
 MANY_LAYERS = [{"num_layers": n, "d_model": 256, "context_length": 6} for n in (4, 8)]
 MANY_LOGITS = [{"vocab_size": n} for n in (1021, 2045)]
-# layout, the two models, what both have besides
+# layout, the two models, what both have in common
 GROWING = (
     ("data 8", MANY_LAYERS, {}),
     ("fsdp 8", MANY_LAYERS, {}),

@@ -1,4 +1,4 @@
-"""What --dry_run says of memory, beside what a GPU was seen to take."""
+"""What --dry_run says of memory, against what a GPU took."""
 
 import pytest
 

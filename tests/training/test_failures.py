@@ -89,7 +89,9 @@ def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(
 
 
 def test_out_of_memory_says_what_to_lower(run_config):
-    message = r"does not suffice \(.*\): raise accumulation_steps=1, .*set model.remat=dots or full"
+    message = (
+        r"ran out of memory \(.*\): raise accumulation_steps=1, .*set model.remat=dots or full"
+    )
     with pytest.raises(InputError, match=message), out_of_memory(RunConfig.from_dict(run_config)):
         jnp.zeros((2**40, 2**10)).block_until_ready()  # 4 PiB: more than any machine's
     with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory(RunConfig.from_dict(run_config)):

@@ -151,7 +151,7 @@ def test_over_fsdp_a_device_never_has_the_whole_parameters_or_gradients_of_all_l
     added = lambda g: np.diff(g["temporary"])[0] / 4 / np.diff(g["layers"])[0]
     # 1 or more where it keeps all layers' parameters or gradients whole, as over data all
     # gradients. Over fsdp there is an eighth of the gradients, and what is kept of 12 tokens: some
-    # 25 d_model each beside 8 d_model^2 parameters, another eighth. The bound is twice both, and
+    # 25 d_model each next to 8 d_model^2 parameters, another eighth. The bound is twice both, and
     # half of what keeping them whole would add.
     assert added(growing["data 8", True]) > 1
     for unroll in (True, False):

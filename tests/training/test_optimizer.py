@@ -25,7 +25,7 @@ def test_the_schedule_is_linear_then_cosine_then_constant():
     )
 
 
-def test_the_update_is_adamw_behind_clipping_every_parameter_decaying():
+def test_the_update_is_adamw_after_clipping_every_parameter_decaying():
     settings = dataclasses.replace(XL, warmup_steps=0, learning_rate=1e-2, min_learning_rate=1e-2)
     optimizer = make_optimizer(settings, 10)
     rng = np.random.default_rng(0)
