@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t6jax.data.corpus import run_tokenizer
 from t6jax.data.tokenizers import Tokenizer
 from t6jax.errors import InputError
 from t6jax.model import T6
@@ -216,6 +215,8 @@ def load_tokenizer(ckpt_dir: str | pathlib.Path) -> Tokenizer:
     Raises:
       InputError: there is no such run.
     """
+    from t6jax.data.corpus import run_tokenizer
+
     workdir, _ = locate(ckpt_dir)
     return run_tokenizer(workdir, read_data_config(workdir))
 

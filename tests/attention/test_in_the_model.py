@@ -47,6 +47,28 @@ def test_generation_is_the_full_forwards_likeliest_token_each_time(name):
             row[0, n] = token
 
 
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_prefill_and_extend_work_in_place_on_donated_caches(name):
+    """A cache holds what is cached and nothing else: no parameter is donated with it."""
+    graph, state = nnx.split(small_model(name).unstacked())
+    run = lambda method: jax.jit(
+        lambda state, *arguments: getattr(nnx.merge(graph, state), method)(*arguments),
+        donate_argnums=3,
+    )
+    prefill, extend = run("prefill"), run("extend")
+    pointers = lambda caches: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(caches)}
+    tokens, lengths = jnp.array([[3, 1, 4], [1, 5, 0]]), jnp.array([3, 2])
+    first = []
+    for _ in range(2):  # the second time with the same parameters
+        caches = nnx.merge(graph, state).empty_caches(2, 12)
+        before = pointers(caches)
+        _, caches = prefill(state, tokens, lengths, caches)
+        logits, caches = extend(state, jnp.array([[9], [2]]), lengths + 1, caches)
+        assert pointers(caches) == before
+        first.append(logits)
+    np.testing.assert_array_equal(*first)
+
+
 @pytest.mark.parametrize("name", ["tpa_nonctx_b", "tpa_order3", "mla"])
 def test_remat_changes_no_gradient(name):
     tokens = jnp.arange(12).reshape(2, 6) % 17
