@@ -1,6 +1,6 @@
 # make quickstart    train a small T6 on real text, evaluate it, sample from it
 # make test          lint, and all tests on the CPU
-# make test-quick    the tests that take seconds, for the inner loop
+# make test-quick    a selection of the tests, for the inner loop
 # make test-gpu      the tests that need an NVIDIA GPU
 # make test-torch    the tests that compare with PyTorch
 # make test-latest   the CPU tests on the newest JAX, Flax, Optax, Orbax, Grain and everything else
@@ -14,6 +14,11 @@ RUN := runs/quickstart
 PROMPT := def __init__(self
 SETUP := pyproject.toml requirements.txt requirements-test.txt requirements-torch.txt scripts/setup.sh
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# without the files that compile much: models, kernels under an interpreter, training, programs
+QUICK := tests/config tests/data tests/ops tests/evaluation/test_p*.py tests/interop/test_reference.py \
+	tests/attention/test_bad_input.py tests/attention/test_counts.py tests/attention/test_tpa.py \
+	tests/pallas_kernels/decode/test_cache_layout.py \
+	$(filter-out tests/test_generation.py tests/test_readme.py,$(wildcard tests/test_*.py))
 
 .PHONY: help setup quickstart test test-quick test-gpu test-torch test-latest test-oldest lint docs clean
 
@@ -48,7 +53,7 @@ test: lint docs
 	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(PARALLEL)
 
 test-quick: .venv/installed
-	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(PARALLEL) -m "not slow and not exhaustive"
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(PARALLEL) -m "not slow and not exhaustive" $(QUICK)
 
 test-gpu: .venv/installed
 	$(PYTHON) -m pytest tests/gpu

@@ -101,7 +101,7 @@ def test_an_unknown_mechanism_or_flag_is_named_with_those_there_are():
     attention = {"name": "mha", "num_heads": 2, "head_dim": 4, "rank_k": 2}
     with pytest.raises(
         InputError,
-        match=r"^model.attention.rank_k is unknown; the keys there are .*num_heads, head_dim",
+        match=r"^model.attention.rank_k is unknown; the keys of model.attention are .*head_dim",
     ):
         ModelConfig.from_dict(TINY | {"attention": attention})
 
