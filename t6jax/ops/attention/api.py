@@ -32,8 +32,8 @@ def causal_attention(
     |----------------|--------------------------------------------------------------------------|
     | "mosaic_gpu"   | Hopper; bfloat16, G = H, D = E = 64, T a multiple of 128 (of 512 with    |
     |                | chunks), no segments; on a mesh inside of jax.shard_map alone            |
-    | "cudnn"        | NVIDIA GPUs; bfloat16 or float16, D and E multiples of 8 up to 128, even |
-    |                | T under segments or chunks                                               |
+    | "cudnn"        | NVIDIA GPUs; bfloat16 or float16, T above 1, the wider of D and E a      |
+    |                | multiple of 8 up to 128, even T under segments or chunks                 |
     | "xla"          | every call; softmax in float32. Many scores are not kept for the         |
     |                | gradient, but computed some heads at a time and again                    |
 

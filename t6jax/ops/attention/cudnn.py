@@ -30,8 +30,10 @@ def unsupported(
         return f"queries must be bfloat16 or float16, not {query.dtype}"
     width = max(query.shape[-1], value.shape[-1])
     if width % 8 or width > WIDEST_HEAD:
-        return f"D and E must be multiples of 8 up to {WIDEST_HEAD}, the wider one is {width}"
+        return f"the wider of D and E must be a multiple of 8 up to {WIDEST_HEAD}; it is {width}"
     lengths = (query.shape[1], key.shape[1])
+    if lengths == (1, 1):
+        return "it has no gradient for a sequence of one token"
     if chunks is not None:
         lengths = tuple(n // 2 for n in lengths)
     if (segment_ids is not None or chunks is not None) and any(n % 2 for n in lengths):

@@ -184,7 +184,7 @@ def test_why_no_faster_kernel_is_taken_is_logged_once(caplog, monkeypatch):
         ),
         (
             lambda: lowered(causal_attention, "cpu", (2, 256, 3, 192)),
-            "xla; not mosaic_gpu: D must be 64, not 192; not cudnn: D and E must be multiples of 8",
+            "xla; not mosaic_gpu: D must be 64, not 192; not cudnn: the wider of D and E",
         ),
         (
             lambda: trace(causal_attention, 1, 1024, 7),
