@@ -11,7 +11,6 @@ import functools
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -19,7 +18,7 @@ from benchmarks.record import ROOT
 from benchmarks.tables import markdown, with_tables
 from t6jax.config import MeshConfig, RunConfig
 from t6jax.parallel.collectives import equations, written
-from t6jax.parallel.mesh import MESH_AXES, make_mesh
+from t6jax.parallel.mesh import MESH_AXES, bytes_per_device, make_mesh
 from t6jax.training.aot import GPUS_PER_NODE
 from t6jax.training.metrics import flops_per_token
 from t6jax.training.step import Trainer
@@ -123,14 +122,13 @@ def costs(config: RunConfig, sizes: Mapping[str, int], rows: int) -> Costs | Non
         node, network = (
             (node + leaving, network) if span <= GPUS_PER_NODE else (node, network + leaving)
         )
-    state, shardings = trainer.abstract_state, trainer.shardings
+    state = trainer.abstract_arrays()
     tokens = batch * model.context_length
     devices = math.prod(mesh_sizes.values())
     return Costs(
         rows=rows,
         micro_batches=micro_batches,
-        state=2 * _stored(state.params, shardings.params)
-        + _stored(state.opt_state, shardings.opt_state),
+        state=2 * bytes_per_device(state.params) + bytes_per_device(state.opt_state),
         activations=_kept(traced, model.num_layers),
         node=node,
         network=network,
@@ -144,15 +142,6 @@ def costs(config: RunConfig, sizes: Mapping[str, int], rows: int) -> Costs | Non
 def _batch(config: RunConfig) -> int:
     """Rows of a step: a power of two, to compare layouts; the paper's 480 as 512."""
     return 2 ** math.ceil(math.log2(config.batch_size))
-
-
-def _stored(tree: Any, shardings: Any) -> int:
-    """Bytes of a pytree on one device."""
-
-    def size(x, sharding):
-        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings)))
 
 
 def sent(kind: str, size: float, devices: int) -> float:

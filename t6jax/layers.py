@@ -1,6 +1,4 @@
-"""The parts of a T6 block that are not attention: parameters with named axes, RMSNorm, SwiGLU
-(section 3.5).
-"""
+"""SwiGLU, and parameters with named axes (section 3.5)."""
 
 import math
 
@@ -16,9 +14,7 @@ from t6jax.parallel.placement import psum_over
 
 
 def parameter(value: Array, *axes: str | None) -> nnx.Param:
-    """A parameter whose axes carry names; the config's sharding rules map these names to mesh
-    axes.
-    """
+    """A parameter whose axes have names, which the config's sharding rules map to mesh axes."""
     if len(axes) != value.ndim:
         raise ValueError(f"{len(axes)} axis names for a parameter of shape {value.shape}")
     return nnx.Param(value, axes=axes)
@@ -29,28 +25,33 @@ def uniform(key: Array, bound: float, shape: tuple[int, ...], dtype: DTypeLike) 
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-# columns that a GPU's matrix products work on at a time
+# columns that a matrix product on a GPU computes at a time
 TILE = 128
 
 
 def worth_copying_weights(x: Float[Array, "*batch d_model"]) -> bool:
-    """Whether a copy of weights, padded or put side by side, pays for itself by a faster product
-    with x: with many tokens.
+    """Whether x has enough tokens to pay for a padded or concatenated copy of weights, with which
+    its product is faster.
     """
     return math.prod(x.shape[:-1]) >= x.shape[-1]
 
 
 def pad_columns(w: Float[Array, "n_in n_out"]) -> Float[Array, "n_in padded"]:
-    """w with columns of zeros up to whole tiles, where that adds little.
+    """w padded with columns of zeros to whole tiles, unless that would add more than an eighth.
 
-    A width that is no multiple of 8, as floor(8/3 d_model), costs a GPU's matrix products 30 %.
+    A width that is not a multiple of 8, such as floor(8/3 d_model), slows matrix products on a GPU
+    by 30 %.
     """
     width = w.shape[1]
     return jnp.pad(w, ((0, 0), (0, -width % TILE))) if width >= 8 * TILE else w
 
 
 class SwiGLU(nnx.Module):
-    """[silu(x W_1) * (x W_2)] W_3 (section 3.5). W_3 starts at zero, as in the published code."""
+    """[silu(x W_1) * (x W_2)] W_3 (section 3.5). W_3 starts at zero, as in the published code.
+
+    Where devices split the width, each has some columns of W_1 and W_2 and the same rows of W_3,
+    and the product is summed over devices.
+    """
 
     def __init__(
         self, d_model: int, width: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
@@ -68,7 +69,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
         w_1, w_2, w_3 = (w[...].astype(self.dtype) for w in (self.w_1, self.w_2, self.w_3))
         if worth_copying_weights(x):
-            # not joined: their gradients would have to be
+            # w_1 and w_2 are not concatenated: their gradients would have to be too
             w_1, w_2, w_3 = pad_columns(w_1), pad_columns(w_2), pad_columns(w_3.T).T
         gated = checkpoint_name(swiglu(x @ w_1, x @ w_2), GATED)
         return psum_over(self.w_3, "mlp", gated @ w_3)

@@ -27,7 +27,7 @@ from t6jax.parallel.gather import embedding_lookup, gathered
 from t6jax.parallel.placement import mesh_axis
 from t6jax.parallel.sequence import local_tokens
 
-# tokens whose logits make a matrix product of full speed, and are kept at a time
+# Tokens whose logits the loss holds at a time: enough for a matrix product of full speed.
 LOGIT_TOKENS = 8192
 
 
@@ -47,11 +47,16 @@ class Block(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | Segments | None,
     ) -> tuple[Float[Array, "B T d_model"], Float[Array, "B T d_model"], Any]:
-        """The block over whole sequences.
+        """The block over whole sequences. Each sum is taken together with the norm that reads it.
 
-        update: what the layer before adds to x. Returns x after attention, what this block's MLP
-        adds to that, and the tokens' cache entries: each sum is taken together with the norm that
-        reads it.
+        Args:
+            x: the residual stream before the last update.
+            update: what the block before adds to x.
+            positions: of the tokens.
+            segment_ids: attention stays inside each segment.
+
+        Returns:
+            (x after attention, what this block's MLP adds to it, the tokens' cache entries).
         """
         x, normed = add_norm(x, update)
         update, entry = self.attention(normed, positions, segment_ids)
@@ -61,7 +66,16 @@ class Block(nnx.Module):
     def extend(
         self, x: Float[Array, "B N d_model"], cache: Cache, lengths: Int[Array, "B"]
     ) -> tuple[Float[Array, "B N d_model"], Cache]:
-        """The block for N new tokens against the cache."""
+        """The block for N new tokens of each sequence against its cache.
+
+        Args:
+            x: the residual stream.
+            cache: of this layer.
+            lengths: of the sequences, the new tokens included.
+
+        Returns:
+            (the residual stream after the block, the cache with the new tokens).
+        """
         update, cache = self.attention.extend(rms_norm(x), cache, lengths)
         x = x + update
         return x + self.mlp(rms_norm(x)), cache
@@ -70,8 +84,10 @@ class Block(nnx.Module):
 class T6(nnx.Module):
     """model(tokens [B, T]) -> logits [B, T, V], float32.
 
-    The parameters of the blocks are stacked along a leading layer axis, so that compile time does
-    not grow with depth; `unstacked` gives the form that decodes fastest.
+    The parameters of the blocks are stacked along a leading axis of layers, so that compile time
+    does not grow with depth. `unstacked` gives the form that decodes fastest.
+
+    On a mesh (t6jax.parallel) B, T, V and the parameters are what a device has of them.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -91,8 +107,13 @@ class T6(nnx.Module):
     ) -> Float[Array, "B T V"]:
         """Logits of the token that follows each token.
 
-        positions: of the tokens, default 0, 1, ... segment_ids: attention stays inside each
-            segment.
+        Args:
+            tokens: ids below vocab_size.
+            positions: of the tokens, default 0, 1, ...
+            segment_ids: attention stays inside each segment, default one for each row.
+
+        Returns:
+            Logits, float32 or wider.
         """
         normed, _ = self._forward(tokens, positions, segment_ids)
         return self._head(normed)
@@ -105,15 +126,17 @@ class T6(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, ""]:
-        """The mean cross-entropy of the targets, in nats; its gradient forms the logits one piece
-        of T at a time.
+        """The mean cross-entropy of the targets, in nats.
+
+        It holds the logits of one slice of T at a time. Arguments are those of `__call__`; targets
+        are the tokens that follow.
         """
         normed, _ = self._forward(tokens, positions, segment_ids, unroll=self.config.unroll)
         return mean_cross_entropy(
             normed,
             gathered(self.embedding),
             targets,
-            _num_pieces(*tokens.shape),
+            _num_slices(*tokens.shape),
             self._vocab_shard(),
         )
 
@@ -125,14 +148,12 @@ class T6(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T"]:
-        """The cross-entropy of each target, in nats, float32."""
+        """The cross-entropy of each target, in nats, float32. Arguments are those of `loss`."""
         logits = self(tokens, positions=positions, segment_ids=segment_ids)
         shard = self._vocab_shard()
-        return (
-            cross_entropy(logits, targets)
-            if shard is None
-            else sharded_cross_entropy(logits, targets, shard)[0]
-        )
+        if shard is None:
+            return cross_entropy(logits, targets)
+        return sharded_cross_entropy(logits, targets, shard)[0]
 
     def hidden(
         self,
@@ -141,26 +162,32 @@ class T6(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | Segments | None = None,
     ) -> Float[Array, "B T d_model"]:
-        """What the head reads of each token; `logits` of some of them are those of the whole at
-        their places.
+        """The normed hidden state of each token, from which `logits` computes its logits.
+
+        Arguments are those of `__call__`; segment_ids may also be Segments.
         """
         return self._forward(tokens, positions, segment_ids)[0]
 
     def logits(self, x: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
-        """Logits of the token that follows each, from what `hidden` gives."""
+        """Logits of the token that follows each, from hidden states that `hidden` gave."""
         return self._head(x)
 
     def empty_caches(self, batch: int, max_length: int) -> tuple[Cache, ...]:
-        """One cache a layer, with room for max_length tokens of each of batch sequences."""
+        """A cache for each layer, with room for max_length tokens of each of batch sequences."""
         return tuple(block.attention.empty_cache(batch, max_length) for block in self._layers())
 
     def prefill(
         self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], caches: tuple[Cache, ...]
     ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
-        """Runs the prompts, padded on the right to T, into empty caches.
+        """Runs prompts into empty caches.
 
-        lengths: valid tokens of each prompt, at least 1. Returns the logits behind each prompt's
-            last token, and the caches.
+        Args:
+            tokens: the prompts, padded on the right to T.
+            lengths: valid tokens of each prompt, at least 1.
+            caches: from empty_caches.
+
+        Returns:
+            (logits of the token that follows each prompt, the caches).
         """
         normed, entries = self._forward(tokens, None, None)
         starts = jnp.zeros_like(lengths)
@@ -173,7 +200,16 @@ class T6(nnx.Module):
     def extend(
         self, tokens: Int[Array, "B N"], lengths: Int[Array, "B"], caches: tuple[Cache, ...]
     ) -> tuple[Float[Array, "B N V"], tuple[Cache, ...]]:
-        """Runs N new tokens of each sequence against the caches; lengths include the new tokens."""
+        """Runs N new tokens of each sequence against the caches.
+
+        Args:
+            tokens: the new tokens.
+            lengths: of the sequences, the new tokens included.
+            caches: of the tokens before them.
+
+        Returns:
+            (logits of the token that follows each new one, the caches with the new tokens).
+        """
         x, extended = self._embed(tokens), []
         for block, cache in zip(self._layers(), caches, strict=True):
             x, cache = block.extend(x, cache, lengths)
@@ -181,16 +217,19 @@ class T6(nnx.Module):
         return self._head(rms_norm(x)), tuple(extended)
 
     def unstacked(self) -> "T6":
-        """The same model for decoding: a module a layer, parameters in the computation's dtype.
+        """The same model for decoding: a module for each layer, parameters in config.dtype.
 
-        A decode step reads every parameter once: half-precision halves that, and slices of stacked
+        A decode step reads every parameter once: half precision halves that, and slices of stacked
         arrays would be copied.
         """
-        cast = lambda x: x.astype(self.config.dtype)
-        model = nnx.merge(*nnx.split(self))
-        model.blocks = nnx.List(self._layers())
-        graph, state = nnx.split(model)
-        return nnx.merge(graph, jax.tree.map(cast, state))
+        model = self.in_compute_dtype()
+        model.blocks = nnx.List(model._layers())
+        return model
+
+    def in_compute_dtype(self) -> "T6":
+        """The same model with its parameters cast to config.dtype."""
+        graph, state = nnx.split(self)
+        return nnx.merge(graph, jax.tree.map(lambda x: x.astype(self.config.dtype), state))
 
     def _layers(self) -> list[Block]:
         if isinstance(self.blocks, nnx.List):
@@ -206,8 +245,10 @@ class T6(nnx.Module):
         *,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T d_model"], list[Any]]:
-        """The normed hidden states behind the last block, and the cache entries of each layer (none
-        with run_prefetched).
+        """(the normed hidden states after the last block, the cache entries of each layer).
+
+        With unroll there may be no cache entries: parameters that are gathered are then prefetched,
+        and only the hidden states are handed from block to block.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -241,27 +282,27 @@ class T6(nnx.Module):
         return embedding_lookup(self.embedding, tokens, self.config.dtype)
 
     def _head(self, normed: Float[Array, "B T d_model"]) -> Float[Array, "B T V"]:
-        """Logits; of this device's shard of the vocabulary, where devices split it."""
+        """Logits, of this device's shard if devices split the vocabulary."""
         table = gathered(self.embedding, self.config.dtype)
         return jnp.einsum(
             "btd,vd->btv", normed, table, preferred_element_type=accumulator(table.dtype)
         )
 
     def _vocab_shard(self) -> VocabShard | None:
-        """Which shard of the vocabulary this device has."""
+        """How devices split the vocabulary; None: not at all."""
         axis = mesh_axis(self.embedding, "vocab")
-        return VocabShard(axis, self.config.vocab_size) if axis else None
+        return None if axis is None else VocabShard(axis, self.config.vocab_size)
 
 
-def _num_pieces(batch: int, tokens: int) -> int:
-    """How many pieces of the sequence the loss is taken in: of at least LOGIT_TOKENS tokens, the
-    last piece like the others.
+def _num_slices(batch: int, tokens: int) -> int:
+    """The number of equal slices of the sequence whose logits the loss holds at a time, each with
+    at least LOGIT_TOKENS tokens of the batch.
     """
     return math.gcd(tokens, 2 ** max(0, int(math.log2(max(1, batch * tokens / LOGIT_TOKENS)))))
 
 
 def _per_layer(stacked: Any, num_layers: int) -> list[Any]:
-    """A pytree for each layer, of one whose arrays have a leading axis of layers."""
+    """One pytree for each layer, from a pytree whose arrays have a leading axis of layers."""
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(num_layers)]
 
 

@@ -23,7 +23,7 @@ def model() -> T6:
 
 
 def lively(model: T6) -> T6:
-    """Output projections that do not start at zero, so that every part has a say in the logits."""
+    """The model with output projections that are not zero, so that all of it affects the logits."""
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(1), len(leaves))

@@ -171,7 +171,7 @@ class Attention(nnx.Module):
         """Causal attention of a whole sequence over itself.
 
         entry, positions and segment_ids are of the whole sequence; where devices split it, query is
-        of this device's tokens (t6jax.sequence.local_tokens), and heads are this device's.
+        of this device's tokens (t6jax.parallel.sequence.local_tokens), and heads are this device's.
         """
         raise NotImplementedError
 
@@ -226,7 +226,7 @@ class Attention(nnx.Module):
         prefill).
         """
         query, entry = self.project(x, positions)
-        # along a sequence split over devices the cache entries transport, not keys and values
+        # devices that split the sequence gather its cache entries, not keys and values
         whole = sequence.gather_sequence((entry, positions, segment_ids))
         return self.output(self.attend(query, *whole)), entry
 

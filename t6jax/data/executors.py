@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
-import t6jax
 from t6jax.data.tokenized import TOKENIZED, error_path, tokenize_unit, unit_path
 from t6jax.errors import InputError
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from datatrove.executor.base import PipelineExecutor
 
 EXECUTORS = ("local", "slurm", "ray")
-PACKAGE_FOLDER = str(pathlib.Path(t6jax.__file__).parent.parent)
+PACKAGE_FOLDER = str(pathlib.Path(__file__).parents[2])
 SLURM_ASKED_SECONDS = 30
 SLURM_END_SECONDS = 60
 SLURM_ARRAY = 1000  # jobs: Slurm's own limit, where MaxArraySize is not set

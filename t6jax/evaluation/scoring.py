@@ -217,6 +217,4 @@ def _score_tokens(
 
 @nnx.jit
 def _cast(model: T6) -> T6:
-    """The same model, its parameters cast once."""
-    graph, state = nnx.split(model)
-    return nnx.merge(graph, jax.tree.map(lambda x: x.astype(model.config.dtype), state))
+    return model.in_compute_dtype()

@@ -1,5 +1,5 @@
-"""The blocks of a model, one after another: their parameters gathered, their activations kept as
-the config says.
+"""Runs the blocks of a model one after another: gathers their parameters, and keeps the activations
+that the config says.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def run_blocks(
         carry: of the first block.
         dtype: that parameters are gathered in.
         remat: what each block keeps for the backward pass (t6jax.parallel.remat).
-        unroll: the blocks one after another in place of a loop over them. Gathered parameters are
-            then prefetched here (t6jax.parallel.prefetch); in a loop XLA does it.
+        unroll: whether the blocks are compiled one after another, not as a loop. Parameters are
+            then prefetched by t6jax.parallel.prefetch; in a loop XLA does it.
 
     Returns:
         (the last carry, the outputs stacked; None where parameters are prefetched).

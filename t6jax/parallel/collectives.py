@@ -1,4 +1,4 @@
-"""What a program sends between devices: as it is written, and as XLA compiled it."""
+"""The collectives of a program: as it is written, and as XLA compiled it."""
 
 import math
 import re
@@ -28,7 +28,7 @@ BITS = {
     "f64": 64,
     "s4": 4,
     "u4": 4,
-}  # of others, the number in the name
+}  # others: the number in the name
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALL = re.compile(r"(?:to_apply|calls|body|condition)=(%?[\w.\-]+)|branch_computations=\{(.*?)\}")
@@ -38,8 +38,12 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """kind: one of KINDS. shapes: (dtype, shape) of its results on one device. times: that it runs
-    in one run of the program.
+    """A collective of a compiled program.
+
+    Attributes:
+        kind: one of KINDS.
+        shapes: (dtype, shape) of its results on one device.
+        times: how often it runs in one run of the program.
     """
 
     kind: str
@@ -48,7 +52,7 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of the results, once."""
+        """Bytes of the results of one run."""
         return sum(math.prod(shape) * _bits(dtype) // 8 for dtype, shape in self.shapes)
 
 
@@ -93,11 +97,17 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
 def written(
     traced: jax.stages.Traced, sizes: Mapping[str, int]
 ) -> dict[tuple[str, tuple[str, ...]], tuple[int, int]]:
-    """(kind, mesh axes) -> (how many collectives run, bytes of all their results on one device), as
-    the program says.
+    """The collectives that a program's own code runs.
 
-    sizes: of the mesh's axes. Not counted is what XLA adds where arrays are used whole that lie in
-    pieces: in the training step a few sums of single numbers.
+    Collectives that XLA adds because it splits an array that the code uses whole are not counted:
+    in the training step these are a few sums of single numbers.
+
+    Args:
+        traced: the program.
+        sizes: mesh axis -> size.
+
+    Returns:
+        (kind, mesh axes) -> (how many run, bytes of all their results on one device).
     """
     sums: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
     for equation, times in equations(traced):
@@ -115,8 +125,8 @@ def written(
 
 
 def equations(traced: jax.stages.Traced) -> Iterator[tuple[Any, int]]:
-    """(equation, how often it runs) of a program, those of loops and inner functions behind the
-    loop or call itself.
+    """(equation, how often it runs) of a program; the equations of a loop or an inner function come
+    after the loop or call itself.
     """
     return _equations(traced.jaxpr.jaxpr, 1)
 

@@ -1,16 +1,16 @@
-"""The mesh of devices, its axes, and how a batch lies on it."""
+"""The mesh of devices, its axes, and how a batch is split over them."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t6jax.errors import InputError
 
-# from the slowest links to the fastest: neighbours along the last axis are neighbours in the list
-# of devices
+# From the slowest links to the fastest: neighbours along the last axis are neighbours in the list
+# of devices.
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 # the mesh axes that the rows of a batch are split over, and those that its tokens are
 BATCH_AXES = ("data", "fsdp")
@@ -41,11 +41,16 @@ def make_mesh(
     *,
     plan: bool = False,
 ) -> Mesh | AbstractMesh:
-    """The mesh of devices (default: all at hand) with the sizes the config gives; one of them may
-    be -1, for what is left.
+    """The mesh of devices with the sizes that the config gives.
 
-    plan: where the sizes ask for other devices than there are, a mesh without devices, to look at
-        shardings with.
+    Args:
+        config: mesh axis -> size. One of them may be -1: it gets the remaining devices.
+        given: the devices, default all.
+        plan: whether sizes that do not multiply to the number of devices give a mesh without
+            devices, on which programs can be traced but not run.
+
+    Raises:
+        InputError: the sizes are wrong, or do not multiply to the number of devices.
     """
     sizes = [config[axis] for axis in MESH_AXES]
     devices = jax.device_count() if given is None else len(given)
@@ -61,12 +66,15 @@ def make_mesh(
         return AbstractMesh(tuple(sizes), MESH_AXES, axis_types=axis_types)
     if math.prod(sizes) != devices:
         asked = ", ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
-        raise InputError(f"mesh ({asked}) does not multiply to the {devices} devices at hand")
+        raise InputError(
+            f"mesh ({asked}) needs {math.prod(sizes)} devices and {devices} are available: give "
+            f"sizes whose product is {devices}, or -1 for one of them"
+        )
     return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types, devices=given)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Rows of a batch over the data and fsdp axes."""
+    """The rows of a batch split over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -75,7 +83,15 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def bytes_per_device(arrays: Any) -> int:
+    """The bytes that one device holds of a pytree of arrays, or of shapes, with shardings."""
+    sizes = jax.tree.map(
+        lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, arrays
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
 def axis_size(axis: str) -> int:
-    """The devices along a mesh axis: 1 outside of a program that every device runs."""
+    """The number of devices along a mesh axis; 1 outside of jax.shard_map."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[axis] if axis in mesh.manual_axes else 1

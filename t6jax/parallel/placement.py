@@ -1,5 +1,5 @@
-"""Where each parameter lies on the mesh: its axes have names, and the config maps the names to mesh
-axes.
+"""How each parameter is split over the mesh: its axes have names, and the config maps the names to
+mesh axes.
 """
 
 import dataclasses
@@ -14,19 +14,22 @@ from jaxtyping import Array, Float, Int
 from t6jax.errors import InputError
 from t6jax.parallel.mesh import MESH_AXES, axis_size
 
-# the named axes of parameters that stay split over `tensor` while the model runs; all others are
-# gathered first
+# The named axes of parameters that stay split over `tensor` while they are used. All others are
+# gathered first.
 SPLIT_IN_USE = ("heads", "kv_heads", "mlp", "vocab")
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a parameter lies, an entry for each of its axes (a stacked parameter's axis of layers
-    apart).
+    """How a parameter is split. Each attribute has an entry for each axis of the parameter, except
+    the leading axis of layers of a stacked one.
 
-    names: its named axes. shape: of the whole. stored: the mesh axes that split it while it is
-        stored, the slowest first.
-    used: the mesh axis that splits it while it is used, the last part filled up with zeros.
+    Attributes:
+        names: of the axes.
+        shape: of the whole parameter.
+        stored: the mesh axes that split an axis while the parameter is stored, the slowest first.
+        used: the mesh axis that splits an axis while the parameter is used; the last shard is
+            padded with zeros.
     """
 
     names: tuple[str | None, ...]
@@ -46,12 +49,18 @@ def place_parameter(
     rules: Mapping[str, tuple[str, ...]],
     whole: tuple[str, ...] = (),
 ) -> Placement:
-    """The placement of a parameter by the rules: name of an axis -> mesh axes.
+    """The placement of a parameter by sharding rules.
 
-    A mesh axis splits one axis of a parameter. Where it does not divide the axis that the rules
-    name, it splits another while the parameter is stored, the one of which most is left; where it
-    divides none, the parameter is whole along it.
-    whole: names that are not split while they are used, whatever the rules say.
+    A mesh axis splits one axis of a parameter. If it does not divide the axis that the rules name,
+    it splits in storage the largest other axis that it divides, counted on one device; if it
+    divides none, all devices along it store the same.
+
+    Args:
+        names: of the parameter's axes.
+        shape: of the whole parameter.
+        sizes: mesh axis -> size.
+        rules: name of an axis -> mesh axes.
+        whole: names that are not split while the parameter is used, whatever the rules say.
     """
     stored: list[tuple[str, ...]] = [() for _ in shape]
     left = list(shape)  # of each axis, on one device
@@ -83,9 +92,8 @@ def place_parameter(
         ):
             done.add(axis)
     for k, axis in enumerate(used):
-        if (
-            axis in stored[k]
-        ):  # what stays split comes first, so that the rest can be gathered behind it
+        # what stays split in use comes first, so that the rest can be gathered within each shard
+        if axis in stored[k]:
             stored[k] = (axis, *(a for a in stored[k] if a != axis))
     return Placement(tuple(names), tuple(shape), tuple(stored), tuple(used))
 
@@ -99,15 +107,15 @@ def mesh_axis(variable: nnx.Variable, name: str) -> str | None:
 
 
 def psum_over(variable: nnx.Variable, name: str, x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """x, a contraction with the parameter along its named axis, summed over the devices that hold
-    parts of that axis.
+    """x, a contraction with a parameter along its named axis, summed over the devices that have
+    shards of that axis.
     """
     axis = mesh_axis(variable, name)
     return jax.lax.psum(x, axis) if axis else x
 
 
 def shard_start(variable: nnx.Variable, name: str) -> Int[Array, ""] | int:
-    """Where the device's part of a parameter's named axis begins."""
+    """The index in the whole of a parameter's named axis at which this device's shard begins."""
     placement: Placement | None = variable.get_metadata().get("placement")
     axis = mesh_axis(variable, name)
     if placement is None or not axis:
@@ -119,7 +127,8 @@ def shard_start(variable: nnx.Variable, name: str) -> Int[Array, ""] | int:
 def parse_sharding_rules(rules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Name of a parameter's axis -> mesh axes, from the config's "", "fsdp" or "fsdp,sequence".
 
-    Raises InputError for what is no mesh axis.
+    Raises:
+        InputError: a rule names something other than mesh axes, or one of them twice.
     """
     parsed = {
         name: tuple(axis.strip() for axis in text.split(",") if axis.strip())
@@ -158,7 +167,7 @@ def placements(
 
 
 def partition_spec(placement: Placement, ndim: int) -> PartitionSpec:
-    """How a stored parameter of so many axes is split; an axis of layers in front is not."""
+    """The PartitionSpec of a stored parameter of ndim axes; an axis of layers is not split."""
     one_or_more = lambda axes: None if not axes else axes[0] if len(axes) == 1 else axes
     return PartitionSpec(
         *(None,) * (ndim - len(placement.shape)), *map(one_or_more, placement.stored)

@@ -1,10 +1,9 @@
-"""Layers whose parameters other devices store, one after another: what is sent travels beside a
-neighbour's computation.
+"""Layers one after another, each with its parameters gathered while the layer before it runs.
 
-In a loop XLA sees to that (loop_prefetch_options). Out of a loop it may bring many layers'
-parameters at once, and keeps all their gradients whole to send them together at the end: what waits
-for what is written here, in barriers. XLA drops from a barrier what nothing reads afterwards, so
-everything that comes out of one is used.
+In a loop over the layers XLA does this (loop_prefetch_options). Without a loop XLA may gather many
+layers' parameters at once, and keeps the whole gradients of all layers to send them together at the
+end. Barriers here say what waits for what. XLA drops from a barrier what nothing reads afterwards,
+so everything that leaves a barrier is used.
 """
 
 import functools
@@ -16,9 +15,13 @@ import jax.numpy as jnp
 
 
 class Transport(NamedTuple):
-    """How a layer's parameters come. pack: what this device stores of a layer -> what it sends.
-    gather: that -> parameters; its gradient sums those of all devices and leaves each its part.
-        Both are linear."""
+    """How a layer's parameters are sent. Both functions are linear.
+
+    Attributes:
+        pack: what this device stores of a layer -> what it sends.
+        gather: what it sends -> the layer's parameters. Its gradient sums those of all devices and
+            leaves each device its shard.
+    """
 
     pack: Callable[[Any], Any]
     gather: Callable[[Any], Any]
@@ -28,14 +31,21 @@ class Transport(NamedTuple):
 def run_prefetched(
     block: Callable[[Any, Any], Any], transport: Transport, stacked: Any, carry: Any
 ) -> Any:
-    """carry = block(parameters of a layer, carry), layer after layer; returns the last carry.
+    """carry = block(parameters of a layer, carry), layer after layer.
 
-    stacked: what this device stores of the layers, along a leading axis. block must not close over
-        what is differentiated.
+    A layer's parameters are gathered while the layer before it runs. Only the last layer's are kept
+    for the backward pass; the others are gathered again, while the layer after them runs backward.
+    A layer's gradients are sent while the layer before it runs backward, and are gone when that
+    ends.
 
-    A layer's parameters come while the layer in front of it runs and, since only the last layer's
-    are kept, once more while the layer behind it runs backward. Its gradients leave while the layer
-    in front of it runs backward, and have left when that has ended.
+    Args:
+        block: must not close over anything that is differentiated.
+        transport: how a layer's parameters are sent.
+        stacked: what this device stores of the layers, along a leading axis.
+        carry: of the first layer.
+
+    Returns:
+        The last carry.
     """
     return _forward(lambda *x: (block(*x), None), transport, stacked, carry)[0]
 
@@ -43,9 +53,7 @@ def run_prefetched(
 def _forward(
     step: Callable, transport: Transport, stacked: Any, carry: Any
 ) -> tuple[Any, list[Any], tuple[Any, Callable]]:
-    """The last carry, what step gives beside it for each layer, and what _gather gives for the last
-    layer.
-    """
+    """The last carry, the other result of step for each layer, and _gather of the last layer."""
     extras, last = [], jax.tree.leaves(stacked)[0].shape[0] - 1
     params, scatter = _gather(transport, stacked, 0)
     for i in range(last + 1):
@@ -60,7 +68,7 @@ def _forward(
 
 
 def _gather(transport: Transport, stacked: Any, i: int) -> tuple[Any, Callable]:
-    """A layer's parameters, and what makes of their gradients those of what this device packed."""
+    """A layer's parameters, and the function from their gradients to those of what was sent."""
     return jax.vjp(transport.gather, transport.pack(jax.tree.map(lambda x: x[i], stacked)))
 
 
@@ -74,25 +82,23 @@ def _forward_for_gradient(
 
 def _backward(block: Callable, transport: Transport, residuals: Any, grad: Any) -> tuple[Any, Any]:
     stacked, backward, (params, scatter) = residuals
-    leaving, left = (
-        None,
-        [],
-    )  # gradients of the layer behind, on their way; those of the layers behind that one
+    # gradients of the layer after this one, being sent; those of the layers after that, sent
+    sending, sent = None, []
     for i in reversed(range(len(backward))):
         if i:
             grad, params, stacked = jax.lax.optimization_barrier((grad, params, stacked))
             following = _gather(transport, stacked, i - 1)
         backward[i].args_res[0] = params
         params_grad, grad = backward[i](grad)
-        if leaving is not None:
-            grad, params_grad, leaving = jax.lax.optimization_barrier((grad, params_grad, leaving))
-            left.append(leaving)
-        (leaving,) = scatter(params_grad)
+        if sending is not None:
+            grad, params_grad, sending = jax.lax.optimization_barrier((grad, params_grad, sending))
+            sent.append(sending)
+        (sending,) = scatter(params_grad)
         if i:
             params, scatter = following
     layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
     unpack = jax.linear_transpose(transport.pack, layer)
-    layers = [unpack(packed)[0] for packed in reversed([*left, leaving])]
+    layers = [unpack(packed)[0] for packed in reversed([*sent, sending])]
     return jax.tree.map(lambda *x: jnp.stack(x), *layers), grad
 
 

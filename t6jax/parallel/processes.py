@@ -1,5 +1,5 @@
-"""Several processes that train together: how they start, what only the first one does, and what
-they decide alike.
+"""Several processes that train together: how they start, what only the first one does, and how they
+stop and fail together.
 """
 
 import atexit
@@ -23,25 +23,33 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t6jax.errors import InputError
 
-# how long processes wait for the first one, which may have a corpus to prepare
+# seconds that processes wait for the first one, which may have a corpus to prepare
 LONGEST_PREPARATION = 7 * 24 * 3600
-# how long a process waits for the others to come, in seconds
+# seconds that a process waits for the others to join
 LONGEST_JOINING = 300
-GO_ON = "the same command on all goes on from the newest checkpoint"
-# waits to say the last words of this process, where it is one of several
-_waiting: subprocess.Popen | None = None
+RESUME = "run the same command on all of them to resume from the newest checkpoint"
+# the shell that reports the end of this process if XLA ends it
+_reporter: subprocess.Popen | None = None
 
 
 def start(
     coordinator: str | None, processes: int | None, process: int | None, dead_after: int
 ) -> None:
-    """Joins the other processes of a run, where there are any: those named here, or those of Slurm,
-    Open MPI or Kubernetes.
+    """Joins the other processes of a run, if there are any.
 
-    coordinator: HOST:PORT of the first process. dead_after: seconds without a sign of life until a
-    process counts as dead, which ends all others. To be called before anything that needs a device.
-    Raises InputError where it cannot be; where others do not come within LONGEST_JOINING seconds,
-    which XLA has no exception for, ends this process with that error's sentence.
+    They are those that the arguments name, or those of Slurm, Open MPI or Kubernetes. Call this
+    before anything that needs a device. If the others do not join within LONGEST_JOINING seconds,
+    for which XLA raises no exception, this process ends with an error message.
+
+    Args:
+        coordinator: HOST:PORT of the first process.
+        processes: their number.
+        process: the number of this one, from 0.
+        dead_after: seconds without a heartbeat after which a process counts as dead, which ends all
+            others.
+
+    Raises:
+        InputError: the arguments are wrong, or this process cannot join the others.
     """
     explicit = [x for x in (coordinator, processes, process) if x is not None]
     launched = _launched_together()
@@ -49,8 +57,8 @@ def start(
         return
     if 0 < len(explicit) < 3:
         raise InputError(
-            "give --coordinator, --num_processes and --process_id together, or none where a "
-            "launcher sets them"
+            "give --coordinator, --num_processes and --process_id together, or none of them if a "
+            "launcher starts the processes"
         )
     if coordinator is not None:
         _check_address(coordinator, here=process == 0)
@@ -64,22 +72,22 @@ def start(
                 coordinator,
                 processes,
                 process,
-                initialization_timeout=LONGEST_JOINING + 60,  # behind our own
+                initialization_timeout=LONGEST_JOINING + 60,  # after our own timeout
                 heartbeat_timeout_seconds=dead_after,
                 shutdown_timeout_seconds=dead_after,
             )
         except Exception as e:  # whatever a launcher's own client raises
             raise InputError(
                 f"this process cannot join the others: {_with_causes(e)}\n"
-                "Where no launcher tells them of one another, give --coordinator=HOST:PORT, "
+                "Unless a launcher starts the processes, give --coordinator=HOST:PORT, "
                 "--num_processes and --process_id."
             ) from e
-    _prepare_last_words()
+    _prepare_report()
 
 
 def _check_address(coordinator: str, *, here: bool) -> None:
-    """Raises InputError for what is no HOST:PORT, and where it is to be `here`, for a port that is
-    in use.
+    """Raises InputError if coordinator is not HOST:PORT, or if it is `here` and its port is in
+    use.
     """
     found = re.fullmatch(r".+:(\d{1,5})", coordinator)
     if not found or not 1 <= int(found[1]) <= 65535:
@@ -94,23 +102,19 @@ def _check_address(coordinator: str, *, here: bool) -> None:
             except OSError as e:
                 raise InputError(
                     f"--coordinator={coordinator}: this process cannot listen on port {found[1]} "
-                    f"({e.strerror}): give another "
-                    "port to all"
+                    f"({e.strerror}): give all processes another port"
                 ) from e
 
 
 @contextlib.contextmanager
 def _joined_in_time(others: str) -> Iterator[None]:
-    """Ends this process with a sentence where what is inside takes more than LONGEST_JOINING
-    seconds.
-    """
+    """Ends this process with an error if the body takes more than LONGEST_JOINING seconds."""
 
     def end() -> None:
         print(
-            f"error: this process cannot join the others ({others}): they did not all come within "
-            f"{LONGEST_JOINING} seconds; see "
-            "that each of them runs and reaches the first one, and that all were given the same "
-            "address and number of processes",
+            f"error: this process cannot join the others ({others}): they did not all join within "
+            f"{LONGEST_JOINING} seconds; check that each of them runs and reaches the first one, "
+            "and that all were given the same address and number of processes",
             file=sys.stderr,
             flush=True,
         )
@@ -125,34 +129,33 @@ def _joined_in_time(others: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _prepare_last_words() -> None:
-    """Has a sentence said behind XLA's report, where XLA ends this process.
+def _prepare_report() -> None:
+    """Has an error message printed after XLA's report if XLA ends this process.
 
-    It does so in C++ where another has gone, with no chance for Python to say anything. A shell
-    does: it waits for a line, which every other end sends, or for this process to be gone.
+    XLA does so in C++ when another process has ended, and Python cannot print anything. A shell
+    does: it waits for a line, which every other end of this process sends, or for end of file.
     """
-    global _waiting
+    global _reporter
     sentence = (
-        "error: this process was ended by what is said above, or by a signal; where another "
-        "process of this run has gone, XLA "
-        f"ends those that are left; {GO_ON}"
+        "error: this process was ended by the error reported above, or by a signal; when one "
+        f"process of a run ends, XLA ends the others; {RESUME}"
     )
     command = ["sh", "-c", 'read -r line || echo "$0" >&2', sentence]
-    # in a session of its own: a Ctrl-C in the terminal is not for it
-    _waiting = subprocess.Popen(
+    # in another session, so that a Ctrl-C in the terminal does not end it
+    _reporter = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    atexit.register(_no_last_words)
-    faulthandler.enable(all_threads=False)  # of the report, Python's part: not every thread's
+    atexit.register(_cancel_report)
+    faulthandler.enable(all_threads=False)  # the traceback of the main thread only
 
 
-def _no_last_words() -> None:
-    if _waiting:
-        _waiting.communicate(b"\n")
+def _cancel_report() -> None:
+    if _reporter:
+        _reporter.communicate(b"\n")
 
 
 def _with_causes(error: BaseException) -> str:
-    """What an error says, and those that it was raised from."""
+    """The message of an error and of those that it was raised from."""
     said = []
     cause: BaseException | None = error
     while cause is not None:
@@ -162,10 +165,13 @@ def _with_causes(error: BaseException) -> str:
 
 
 def _launched_together() -> str:
-    """What a launcher that JAX knows says of the processes that it started, this one among them; ""
-    where there is none.
+    """A description of the processes that a launcher known to JAX started with this one; "" if none
+    did.
     """
-    number = lambda name: int(os.environ.get(name, 1))
+
+    def number(name: str) -> int:
+        return int(os.environ.get(name, 1))
+
     if (
         "SLURM_PROCID" in os.environ
         and "SLURM_STEP_NODELIST" in os.environ
@@ -183,12 +189,18 @@ def _launched_together() -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes, prepares and speaks."""
+    """Whether this is the process that prepares data, writes files and prints."""
     return jax.process_index() == 0
 
 
 def on_first_process(name: str, action: Callable[[], None]) -> None:
-    """The first process does it, while the others wait; where it raises an InputError, all end."""
+    """Runs action in the first process while the others wait. If it raises an InputError, all
+    processes raise one.
+
+    Args:
+        name: of the barrier that the others wait at; each name can be used once.
+        action: what the first process does.
+    """
     if jax.process_count() == 1:
         action()
         return
@@ -200,13 +212,11 @@ def on_first_process(name: str, action: Callable[[], None]) -> None:
             failed = e
     wait(name)
     if multihost_utils.broadcast_one_to_all(np.array(failed is not None)):
-        raise failed or InputError(
-            "the first process of the run ended: what it says is to be put right"
-        )
+        raise failed or InputError("the first process failed; fix the error that it reports")
 
 
 def wait(name: str) -> None:
-    """Until all processes are here. Each name is for one use."""
+    """Waits until all processes call this with the same name. Each name can be used once."""
     if jax.process_count() > 1:
         ocp.multihost.get_barrier_sync_fn()(
             key=f"t6jax {name}", timeout_ms=LONGEST_PREPARATION * 1000
@@ -214,24 +224,31 @@ def wait(name: str) -> None:
 
 
 def all_succeed[T](attempt: Callable[[], T]) -> T:
-    """attempt() on every process; raises on all where it raises on one."""
+    """attempt() in every process; if it raises in one, all raise."""
     if jax.process_count() == 1:
         return attempt()
     results, error = [], None
     try:
         results.append(attempt())
-    except Exception as e:  # whatever it is, the others have to know
+    except Exception as e:  # whatever it is, the others have to stop too
         error = e
     if multihost_utils.process_allgather(np.array(error is not None)).any():
-        raise error or RuntimeError("another process could not read its part")
+        raise error or RuntimeError("another process failed; see the error that it reports")
     return results[0]
 
 
-def data_part(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(which, of how many) parts of a batch's rows this process has on its devices; processes may
-    have the same part.
+def batch_shard(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Which shard of a batch's rows this process has on its devices; several may have the same.
 
-    Raises InputError where the mesh gives processes parts that overlap and are not the same.
+    Args:
+        sharding: of the batch.
+        shape: of the batch.
+
+    Returns:
+        (the shard's number, the number of shards).
+
+    Raises:
+        InputError: the mesh gives two processes shards that overlap and are not equal.
     """
     rows: dict[int, set[tuple[int, int]]] = {}
     for device, index in sharding.devices_indices_map(shape).items():
@@ -240,16 +257,18 @@ def data_part(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int
     size = lambda blocks: sum(stop - start for start, stop in blocks)
     if sum(map(size, distinct)) != shape[0] or len(set(map(size, distinct))) > 1:
         raise InputError(
-            "mesh.data x mesh.fsdp must be a multiple of the number of processes, or divide it"
+            f"mesh.data x mesh.fsdp must be a multiple of the {jax.process_count()} processes, or "
+            "divide their number"
         )
     return distinct.index(tuple(sorted(rows[jax.process_index()]))), len(distinct)
 
 
 class Stop:
-    """Whether a signal asks the run to stop: at once in one process; in several, at a step that all
-    learn of alike.
+    """Whether a signal asks the run to stop. One process stops at once; several agree on the step.
 
-    caught: the signals that this process received, a list that grows.
+    Args:
+        mesh: the devices of all processes.
+        caught: the signals that this process has received, a list that grows.
     """
 
     def __init__(self, mesh: Mesh, caught: Sequence[signal.Signals]):
@@ -259,37 +278,39 @@ class Stop:
         self._highest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def ask(self) -> jax.Array | None:
-        """Asks all processes, beside a step; the answer is read when that step's metrics are."""
+        """Asks all processes, at the same time as a step; the answer is read when that step's
+        metrics are.
+        """
         if not self._several:
             return None
-        own = np.full(jax.local_device_count(), self._caught[0] if self._caught else 0, np.int32)
-        return self._highest(jax.make_array_from_process_local_data(self._flags, own))
+        local = np.full(jax.local_device_count(), self._caught[0] if self._caught else 0, np.int32)
+        return self._highest(jax.make_array_from_process_local_data(self._flags, local))
 
     def read(self, answer: jax.Array | None) -> None:
-        """Takes note of an answer."""
+        """Records an answer."""
         if answer is not None and (number := int(answer)):
             self._agreed = signal.Signals(number)
 
     @property
     def by(self) -> signal.Signals | None:
-        """The signal to stop at."""
+        """The signal that asks the run to stop, if any."""
         if self._several:
             return self._agreed
         return self._caught[0] if self._caught else None
 
     @property
     def at_once(self) -> Sequence[signal.Signals]:
-        """What cuts a validation short; nothing in several processes, which have to go through it
-        together.
+        """The signals that cut a validation short; none with several processes, which have to
+        validate together.
         """
         return () if self._several else self._caught
 
 
 @contextlib.contextmanager
 def exit_if_peers_lost() -> Iterator[None]:
-    """Ends this process with a sentence where a collective fails because another process has gone.
+    """Ends this process with an error message if a collective fails because another process ended.
 
-    Without waiting for anything that it was to do with the others.
+    It does not wait for any collective with the others.
     """
     try:
         yield
@@ -298,9 +319,9 @@ def exit_if_peers_lost() -> Iterator[None]:
             raise
         reason = str(e).strip().splitlines()[0].split(". ")[0][:200]
         print(
-            f"error: another process of this run has gone ({reason}); {GO_ON}",
+            f"error: another process of this run ended ({reason}); {RESUME}",
             file=sys.stderr,
             flush=True,
         )
-        _no_last_words()
+        _cancel_report()
         os._exit(1)

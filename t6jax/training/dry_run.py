@@ -1,16 +1,14 @@
 """What a run is and needs, for --dry_run: model, memory, time and the compiled step."""
 
-import math
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from t6jax.config import ModelConfig, RunConfig
 from t6jax.fields import keys_of
+from t6jax.parallel.mesh import bytes_per_device
 from t6jax.training.aot import VIRTUAL, compile_for
 from t6jax.training.layout import mesh_for
 from t6jax.training.metrics import PEAK_FLOPS, flops_per_token, peak_of
@@ -33,11 +31,11 @@ def dry_run_report(config: RunConfig) -> Iterator[str]:
     m, o = config.model, config.optimizer
     mesh = mesh_for(config, plan=True)
     trainer = Trainer(config, mesh)
-    state, shardings = trainer.abstract_state, trainer.shardings
-    params = _bytes_per_device(state.params, shardings.params)
+    state = trainer.abstract_arrays()
+    params = bytes_per_device(state.params)
     memory = {
         "parameters": params,
-        "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
+        "optimizer": bytes_per_device(state.opt_state),
         "gradients": params,
     }
     cached = m.cached_numbers_per_token
@@ -118,13 +116,6 @@ def _days(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _bytes_per_device(arrays: Any, shardings: Any) -> int:
-    def one(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
-        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-    return sum(jax.tree.leaves(jax.tree.map(one, arrays, shardings)))
 
 
 def _short(number: float) -> str:

@@ -45,7 +45,7 @@ def train(config: RunConfig, workdir: str | pathlib.Path) -> signal.Signals | No
     mesh = mesh_for(config)
     # of the batch's rows: which shard this process reads, and of how many
     batch_shape = (config.batch_size, config.model.context_length + 1)
-    shard = processes.data_part(batch_sharding(mesh), batch_shape)
+    shard = processes.batch_shard(batch_sharding(mesh), batch_shape)
     with _locked(workdir) if processes.is_first_process() else contextlib.nullcontext():
         stopped = _train(config, workdir, mesh, shard)
         processes.wait("end")

@@ -1,7 +1,5 @@
 """--dry_run where there is a GPU: compiled for GPUs of its kind, however many."""
 
-import math
-
 import jax
 import pytest
 
@@ -9,7 +7,7 @@ from benchmarks.record import read
 from benchmarks.train_cases import CASES, config_of
 from configs import medium_tpa
 from t6jax.config import RunConfig
-from t6jax.parallel.mesh import MESH_AXES, make_mesh
+from t6jax.parallel.mesh import MESH_AXES, bytes_per_device, make_mesh
 from t6jax.training.aot import compile_for, devices_for
 from t6jax.training.dry_run import config_on
 from t6jax.training.step import Trainer
@@ -36,10 +34,7 @@ def test_a_plan_for_two_nodes_needs_neither():
     plan = compile_for(RunConfig.from_dict(config.to_dict()), 16)
     assert plan["device"] == jax.devices()[0].device_kind
     arrays = trainer_of(config, devices_for(16)[0]).abstract_arrays()
-    stored = sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(arrays)
-    )
+    stored = bytes_per_device(arrays)
     assert (
         0 <= plan["arguments"] - stored - 64 // 8 * 1025 * 4 < 1024 * len(jax.tree.leaves(arrays))
     )  # each begins on its own

@@ -1,4 +1,4 @@
-"""The mesh and the rules: named axes go where the config says."""
+"""The mesh and the sharding rules: named axes are split as the config says."""
 
 import jax
 import pytest
@@ -26,7 +26,7 @@ def stored(tree):
     return jax.tree.map(lambda p: p.stored, tree)
 
 
-def test_named_axes_lie_where_the_rules_say():
+def test_named_axes_are_split_by_the_rules():
     got = stored(placed(fsdp=2, tensor=2))
     assert got["blocks"]["mlp"]["w_1"] == (("fsdp",), ("tensor",))
     assert got["blocks"]["mlp"]["w_3"] == (("tensor",), ("fsdp",))
@@ -68,7 +68,7 @@ def test_a_mesh_axis_splits_a_parameter_once_and_several_may_split_one_axis():
 
 def test_wrong_meshes_and_rules_are_named():
     one = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
-    with pytest.raises(InputError, match=r"mesh \(data 3, .* does not multiply to the 1 devices"):
+    with pytest.raises(InputError, match=r"mesh \(data 3, .* needs 3 devices and 1 are available"):
         make_mesh(one | {"data": 3})
     with pytest.raises(InputError, match="one of them may be -1"):
         make_mesh(one | {"data": -1, "fsdp": -1})

@@ -12,15 +12,15 @@ import pytest
 
 from t6jax.parallel.prefetch import Transport, run_prefetched
 
-TIMES = 16  # as large as what is stored of a layer are its parameters
+TIMES = 16  # a layer's parameters to what a device stores of them
 
 
 def gather(packed):
-    """As all_gather, of devices that all store the same; its transpose adds up."""
+    """An all-gather from devices that all store the same; its transpose is a sum."""
     return jnp.tile(packed.reshape(4, -1), (TIMES, 1))
 
 
-TRAVEL = Transport(jnp.ravel, gather)
+TRANSPORT = Transport(jnp.ravel, gather)
 
 
 def block(params, carry):
@@ -29,8 +29,8 @@ def block(params, carry):
 
 
 def loop(block, transport, stacked, carry):
-    for piece in stacked:
-        carry = block(transport.gather(transport.pack(piece)), carry)
+    for layer in stacked:
+        carry = block(transport.gather(transport.pack(layer)), carry)
     return carry
 
 
@@ -46,9 +46,9 @@ def test_value_and_gradients_are_those_of_the_plain_loop(layers, remat):
     arguments = draw(layers)
     run = jax.checkpoint(block, prevent_cse=True) if remat else block
     found = [jax.jit(f, static_argnums=(0, 1)) for f in (run_prefetched, loop)]
-    got, want = (f(run, TRAVEL, *arguments) for f in found)
+    got, want = (f(run, TRANSPORT, *arguments) for f in found)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, want)
-    total = lambda f: lambda *x: sum(jnp.sum(jnp.square(y)) for y in f(run, TRAVEL, *x))
+    total = lambda f: lambda *x: sum(jnp.sum(jnp.square(y)) for y in f(run, TRANSPORT, *x))
     got, want = (
         jax.jit(jax.grad(total(f), argnums=(0, 1)))(*arguments) for f in (run_prefetched, loop)
     )
@@ -61,11 +61,11 @@ def test_value_and_gradients_are_those_of_the_plain_loop(layers, remat):
 
 
 def gradient(f, layers, block):
-    total = lambda *x: sum(jnp.sum(y) for y in f(block, TRAVEL, *x))
+    total = lambda *x: sum(jnp.sum(y) for y in f(block, TRANSPORT, *x))
     return jax.jit(jax.grad(total, argnums=(0, 1))).trace(*draw(layers, width=4096)).lower()
 
 
-def test_parameters_and_gradients_are_there_for_two_layers_at_a_time():
+def test_parameters_and_gradients_of_two_layers_at_a_time_are_in_memory():
     memory = lambda layers: (
         gradient(run_prefetched, layers, jax.checkpoint(block))
         .compile()
@@ -73,7 +73,7 @@ def test_parameters_and_gradients_are_there_for_two_layers_at_a_time():
         .temp_size_in_bytes
     )
     of_a_layer = TIMES * 4 * 4096 * 4
-    # what a layer adds is a few rows for the backward pass, and its part of the gradient
+    # another layer adds a few rows for the backward pass, and its shard of the gradient
     assert memory(9) - memory(3) < 6 * of_a_layer / 4
 
 
@@ -81,16 +81,15 @@ def test_nothing_that_leaves_a_barrier_is_unused():
     """XLA drops it, and what was to wait for it no longer does."""
     text = gradient(run_prefetched, 4, block).as_text()
     barriers = [line.strip() for line in text.splitlines() if "optimization_barrier" in line]
-    assert (
-        len(barriers) == 3 * 3
-    )  # between 4 layers: forward, and backward for parameters and for gradients
+    # between 4 layers: forward, and backward for parameters and for gradients
+    assert len(barriers) == 3 * 3
     for line in barriers:
         name, count = line.split(" = ")[0].split(":")
-        assert int(count) == 4  # the two arrays of the carry, and what else waits and is waited for
+        assert int(count) == 4  # two arrays of the carry, and two that wait or are waited for
         for k in range(4):
             assert re.search(rf"{name}#{k}\b", text)
 
 
-def test_no_tracer_is_left_behind():
+def test_no_tracer_leaks():
     with jax.checking_leaks():
         gradient(run_prefetched, 2, block)

@@ -1,4 +1,4 @@
-"""What keeps a process from joining the others of its run is told whole, with what to do."""
+"""A process that cannot join the others of its run says why, and what to do."""
 
 import socket
 import subprocess
@@ -36,7 +36,7 @@ def joined(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
-    monkeypatch.setattr(processes, "_prepare_last_words", lambda: None)
+    monkeypatch.setattr(processes, "_prepare_report", lambda: None)
     return calls
 
 
@@ -46,7 +46,7 @@ def test_a_process_without_launcher_and_flags_is_alone(joined):
 
 
 @pytest.mark.parametrize("environment", LAUNCHERS, ids=("Slurm", "Open MPI", "Kubernetes"))
-def test_a_launchers_processes_join_and_say_so(joined, monkeypatch, environment, capsys):
+def test_the_processes_of_a_launcher_join_and_say_so(joined, monkeypatch, environment, capsys):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     processes.start(None, None, None, 60)
@@ -65,7 +65,7 @@ def test_flags_name_all_or_none(joined, capsys):
 @pytest.mark.parametrize(
     "address", ["nohost", "nohost:", ":1", "nohost:0", "nohost:65536", "nohost:x", ""]
 )
-def test_an_address_that_is_none_is_named(joined, address):
+def test_a_wrong_address_is_named(joined, address):
     with pytest.raises(
         InputError, match=f"--coordinator='{address}' must be HOST:PORT of the first process"
     ):
@@ -86,32 +86,31 @@ def test_a_port_that_is_in_use_is_named_by_the_process_that_would_listen_there(j
 
 
 @pytest.mark.slow
-def test_where_the_others_do_not_come_a_sentence_ends_the_process():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        port = s.getsockname()[1]
-    code = (
-        "from t6jax.parallel import processes as p; p.LONGEST_JOINING = 2; "
-        f"p.start('localhost:{port}', 2, PROCESS, 60)"
-    )
-    start = lambda i: [sys.executable, "-c", code.replace("PROCESS", i)]
-    for process in "01":
-        done = subprocess.run(
-            start(process), **process_options(), capture_output=True, check=False, timeout=60
+def test_a_process_that_no_other_joins_ends_with_an_error():
+    """The first one, which waits for the other, and the second one, which finds no first."""
+    running = []
+    for process in (0, 1):
+        with socket.socket() as s:
+            s.bind(("", 0))
+            port = s.getsockname()[1]
+        code = (
+            "from t6jax.parallel import processes as p; p.LONGEST_JOINING = 2; "
+            f"p.start('localhost:{port}', 2, {process}, 60)"
         )
-        said = done.stderr.splitlines()
-        assert (
-            done.returncode == 1
-            and said[0] == f"joining 2 processes at localhost:{port} as number {process}"
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started = subprocess.Popen([sys.executable, "-c", code], **process_options(), **pipes)
+        running.append((started, f"joining 2 processes at localhost:{port} as number {process}"))
+    for started, joining in running:
+        said = started.communicate(timeout=60)[1].splitlines()
+        assert started.returncode == 1 and said[0] == joining
         assert said[-1].startswith(
             "error: this process cannot join the others (2 processes at localhost:"
         )
-        assert "did not all come within 2 seconds" in said[-1] and len(said) == 2
+        assert "did not all join within 2 seconds" in said[-1] and len(said) == 2
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
-def test_why_it_cannot_join_is_told_whole(monkeypatch, joined, error):
+def test_all_causes_of_a_failure_to_join_are_reported(monkeypatch, joined, error):
     def fail(*_, **__):
         raise RuntimeError("Retry failed") from error(
             "Pods need a headless service.\nkind: Service\n"

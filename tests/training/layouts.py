@@ -1,4 +1,4 @@
-"""Trains tiny models over 8 virtual CPU devices in every layout and prints what was seen, for
+"""Trains tiny models over 8 virtual CPU devices in every layout and prints what it measured, for
 test_layouts.py.
 
 usage: python tests/training/layouts.py, in the repository's root
@@ -23,7 +23,7 @@ from t6jax.parallel.collectives import collectives, equations, written
 from t6jax.parallel.mesh import MESH_AXES
 from t6jax.training.step import Trainer
 
-STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 73
+STEPS, ROWS, LENGTH, VOCABULARY = 8, 16, 16, 73
 LAYOUTS = {
     "one": {"data": 1},
     "data 8": {"data": 8},
@@ -33,8 +33,13 @@ LAYOUTS = {
     "fsdp 4 x sequence 2, both on d_model, dots": {"data": 1, "fsdp": 4, "sequence": 2},
 }
 BOTH = "fsdp 4 x sequence 2, both on d_model, dots"
-# heads, SwiGLU's width (85) and vocabulary divide by nothing; the vocabulary filled up to 74 or 76,
-# and a device's 37 or 19 of it, are no other size here: they tell logits from other arrays
+MIXED = "fsdp 2 x tensor 2 x sequence 2"
+# What differs between mechanisms is how heads are split and what is gathered along a sequence.
+# These layouts have all of that; over data or fsdp alone TPA stands for all.
+OF_EACH_MECHANISM = ("one", "tensor 4 x data 2", MIXED, BOTH)
+# Heads, SwiGLU's width (85) and the vocabulary are divisible by no mesh axis. The vocabulary padded
+# to 74 or 76, and a device's 37 or 19 of it, are no other size here: they tell logits from other
+# arrays.
 MECHANISMS = {
     "tpa": {"num_heads": 5, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
     "tpa_kvonly": {"num_heads": 5, "head_dim": 8},
@@ -46,35 +51,37 @@ MECHANISMS = {
         "num_kv_heads": 3,
     },  # heads are split, and their groups are not
 }
-MIXED = "fsdp 2 x tensor 2 x sequence 2"
-# What two models differ in whose compiled step's memory is compared: many parameters with few
-# tokens (12 on a device, so that remat.keep_activations takes no array with a row for each of 8
-# devices for theirs); many logits.
-MANY_LAYERS = [{"num_layers": n, "d_model": 256, "context_length": 6} for n in (4, 8)]
+# What two models differ in whose compiled steps' memory is compared: layers with many parameters,
+# and few tokens (12 on a device); many logits.
+MANY_LAYERS = [{"num_layers": n, "d_model": 256, "context_length": 6} for n in (3, 5)]
 MANY_LOGITS = [{"vocab_size": n} for n in (1021, 2045)]
-# layout, the two models, what both have in common
+# layout, the two models, further keys of both
 GROWING = (
-    ("data 8", MANY_LAYERS, {}),
+    ("data 8", MANY_LAYERS, {"unroll": False}),
     ("fsdp 8", MANY_LAYERS, {}),
     ("fsdp 8", MANY_LAYERS, {"unroll": False}),
     ("tensor 4 x data 2", MANY_LOGITS, {}),
 )
 # (mechanism, layout, document masking, accumulation steps)
 CASES = [
-    *((name, layout, False, 1) for name in MECHANISMS for layout in LAYOUTS),
+    *(
+        (name, layout, False, 1)
+        for name in MECHANISMS
+        for layout in (LAYOUTS if name == "tpa" else OF_EACH_MECHANISM)
+    ),
     *(("tpa", layout, True, 2) for layout in ("one", MIXED)),
 ]
 
 
-def trainer(mechanism: str, layout: str, masked: bool, parts: int, **keys) -> Trainer:
-    """keys: of the model, in place of what it has here."""
+def trainer(mechanism: str, layout: str, masked: bool, micro_batches: int, **keys) -> Trainer:
+    """keys: of the model, in place of those below."""
     config = common.get_config()
-    config.update(batch_size=ROWS, accumulation_steps=parts)
+    config.update(batch_size=ROWS, accumulation_steps=micro_batches)
     config.model.update(
         vocab_size=VOCABULARY, num_layers=2, d_model=32, context_length=LENGTH, dtype="float32"
     )
-    # both ways are used, over one axis and over several
-    config.model.unroll = layout != "one" and (layout != MIXED or mechanism == "tpa")
+    # a loop compiles faster; TPA has parameters prefetched over one axis and over several
+    config.model.unroll = layout == BOTH or (mechanism == "tpa" and layout != "one")
     config.model.update(keys)
     config.model.attention = common.attention(mechanism, **MECHANISMS[mechanism])
     config.optimizer.update(
@@ -102,19 +109,22 @@ def batches() -> list[np.ndarray]:
     return [noise(counting()) for _ in range(STEPS)]
 
 
-def logits(t: Trainer, parts: int) -> dict:
-    """What tells a micro-batch's logits on one device: its tokens; the vocabulary, as it is, filled
-    up, and one device's part.
+def logits(t: Trainer, micro_batches: int) -> dict:
+    """What tells a micro-batch's logits on one device: the number of tokens; the vocabulary's size,
+    as it is, padded, and of one device's shard.
     """
     sizes = t.mesh.shape
-    tokens = ROWS // parts * LENGTH // (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
-    part = -(-VOCABULARY // sizes["tensor"])
-    return {"tokens": tokens, "widths": [VOCABULARY, part * sizes["tensor"], part]}
+    split = sizes["data"] * sizes["fsdp"] * sizes["sequence"]
+    shard = -(-VOCABULARY // sizes["tensor"])
+    return {
+        "tokens": ROWS // micro_batches * LENGTH // split,
+        "widths": [VOCABULARY, shard * sizes["tensor"], shard],
+    }
 
 
 def growth(layout: str, models: list[dict], both: dict) -> dict:
-    """Temporary bytes of a device in each of two models' compiled steps, and the elements of their
-    layers' parameters.
+    """Temporary bytes of a device in the compiled step of each of two models, and the number of
+    parameters in their layers.
     """
     found = {"layout": layout, "unroll": both.get("unroll", True), "temporary": [], "layers": []}
     for keys in models:
@@ -131,8 +141,8 @@ def growth(layout: str, models: list[dict], both: dict) -> dict:
 
 
 def kept_of_layers() -> list[tuple[int, ...]]:
-    """Shapes of what loops over layers hand on, as for the gradient. 12 own tokens and 6 of a chunk
-    are no other size here.
+    """Shapes of the outputs of loops over layers, among them what is kept for the gradient. A
+    device's 12 tokens, and the 6 of a chunk, are no other size here.
     """
     t = trainer("tpa_kvonly", MIXED, False, 1, context_length=24, unroll=False)
     traced = t.step.trace(
@@ -151,8 +161,11 @@ def kept_of_layers() -> list[tuple[int, ...]]:
 def run(case: tuple, states: dict) -> dict:
     t = trainer(*case)
     name = case[0]
-    if name not in states:  # the start is the same for all; made once
-        states[name] = jax.tree.map(np.asarray, t.create(jax.random.key(0)).params)
+    if name not in states:  # the same for all layouts
+        draw = np.random.default_rng(0)
+        states[name] = jax.tree.map(
+            lambda x: draw.uniform(-0.15, 0.15, x.shape).astype(x.dtype), t.abstract_state.params
+        )
     params = jax.tree.map(jax.device_put, states[name], t.shardings.params)
     zeros = lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s)
     rest = jax.tree.map(zeros, t.abstract_state.opt_state, t.shardings.opt_state)
@@ -167,9 +180,14 @@ def run(case: tuple, states: dict) -> dict:
     for batch in rows:
         state, metrics = compiled(state, batch)
         losses.append(float(metrics["train_loss"]))
+    sums = []
+    if case[2]:  # the validation's, of some of the rows
+        mask = jax.device_put((np.arange(ROWS) % 3 > 0).astype(np.float32), t.batch_sharding)
+        sums = [float(x) for x in t.loss_sums(state.params, rows[0], mask)]
     return {
         "case": case,
         "losses": losses,
+        "validation": sums,
         "collectives": [(c.kind, c.shapes, c.times) for c in collectives(compiled)],
         "written": [
             (kind, axes, *numbers)

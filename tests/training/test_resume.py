@@ -16,7 +16,7 @@ import pytest
 
 from t6jax import InputError
 from t6jax.config import RunConfig
-from t6jax.parallel.processes import GO_ON
+from t6jax.parallel.processes import RESUME
 from t6jax.runs import CHECKPOINTS, checkpoint_steps
 from tests.conftest import UNOPTIMIZED, command, process_options
 
@@ -237,8 +237,8 @@ def assert_says_that_another_has_gone(output: str) -> None:
     said = output.strip().splitlines()[-1]
     assert (
         said.startswith("error: ")
-        and "another process of this run has gone" in said
-        and said.endswith(GO_ON)
+        and "another process of this run ended" in said
+        and said.endswith(RESUME)
     ), output
 
 
@@ -264,7 +264,7 @@ def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp
     outputs = [process.communicate(timeout=120)[0] for process in two]
     assert [process.returncode for process in two] == [128 + signal.SIGTERM] * 2, outputs
     assert all(
-        output.startswith("joining 2 processes of Slurm") and GO_ON not in output
+        output.startswith("joining 2 processes of Slurm") and RESUME not in output
         for output in outputs
     )
     saved = checkpoint_steps(tmp_path)[0]

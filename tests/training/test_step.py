@@ -1,6 +1,4 @@
-"""The training step: its gradient is the loss's, micro-batches change nothing, and the start
-depends on the seed alone.
-"""
+"""The training step: losses fall, micro-batches change nothing, the seed decides how it starts."""
 
 import dataclasses
 
@@ -57,10 +55,7 @@ def test_micro_batches_give_the_whole_batchs_losses(run_config):
 
     def losses(accumulation):
         t = trainer(run_config | {"accumulation_steps": accumulation})
-        state, batch = (
-            jax.tree.map(jnp.copy, start),
-            windows(run_config),
-        )  # a step takes its state's place
+        state, batch = jax.tree.map(jnp.copy, start), windows(run_config)  # steps donate the state
         out = []
         for _ in range(6):
             state, metrics = t.step(state, batch)
@@ -70,11 +65,11 @@ def test_micro_batches_give_the_whole_batchs_losses(run_config):
     # the mean is taken in another order; Adam's division by the root of v lets tiny gradients'
     # rounding through, at most learning rate times a relative error of the order of 1e-5 a step
     whole = losses(1)
-    for parts in (2, 4):
-        np.testing.assert_allclose(losses(parts), whole, rtol=1e-5)
+    for micro_batches in (2, 4):
+        np.testing.assert_allclose(losses(micro_batches), whole, rtol=1e-5)
 
 
-def test_the_start_depends_on_the_seed_alone(run_config):
+def test_the_initial_state_depends_on_the_seed_alone(run_config):
     t = trainer(run_config)
     same = t.create(jax.random.key(3)).params, t.create(jax.random.key(3)).params
     jax.tree.map(np.testing.assert_array_equal, *same)
@@ -95,9 +90,8 @@ def test_document_masking_reaches_the_losses(run_config):
     config = RunConfig.from_dict(run_config)
     batch = windows(run_config).at[:, 5].set(256)
     masked = Trainer(config, make_mesh(run_config["mesh"]), document_start=256)
-    draw = np.random.default_rng(
-        1
-    )  # the output projections start at zero, and nothing would be seen of attention
+    # the output projections start at zero: without noise attention would not affect the loss
+    draw = np.random.default_rng(1)
     noise = lambda x: x + 0.1 * jnp.asarray(draw.standard_normal(x.shape), x.dtype)
     params = jax.tree.map(noise, masked.create(jax.random.key(0)).params)
     mask = np.ones(len(batch), np.float32)

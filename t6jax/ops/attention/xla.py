@@ -50,14 +50,16 @@ def _masked(
     grouped = query.reshape(batch, tokens, groups, in_group, dim)
     group_bytes = tokens * keys * in_group * accumulator(query.dtype).itemsize
     if batch * groups * group_bytes <= KEPT_SCORES or is_spread(query):
-        out, lse = _scored(grouped, key, value, mask, scale, causal)
+        out, lse = _scored(grouped, key, value, mask, scale, causal, named=True)
         return out.reshape(batch, tokens, heads, value_dim), lse.reshape(batch, heads, tokens)
 
     @jax.checkpoint
     def one_group(arrays: tuple[Array, ...]) -> tuple[Array, Array]:
         row, *arrays = arrays
         seen = None if mask is None else mask[row if len(mask) > 1 else 0][None]
-        out, lse = _scored(*(x[None, :, None] for x in arrays), seen, scale, causal)
+        arrays = (x[None, :, None] for x in arrays)
+        # without a name: no rematerialisation policy may keep the scores of all groups
+        out, lse = _scored(*arrays, seen, scale, causal, named=False)
         return out[0, :, 0], lse[0, 0]
 
     def by_group(x: Array) -> Array:
@@ -77,10 +79,13 @@ def _scored(
     mask: Bool[Array, "#B 1 T S"] | None,
     scale: float,
     causal: bool,
+    *,
+    named: bool,
 ) -> tuple[Float[Array, "B T G h E"], Float[Array, "B G h T"]]:
     wide = accumulator(grouped.dtype)
     logits = jnp.einsum("btghd,bsgd->bghts", grouped, key, preferred_element_type=wide) * scale
-    logits = checkpoint_name(logits, names.SCORES)
+    if named:
+        logits = checkpoint_name(logits, names.SCORES)
     seen = jnp.tril(jnp.ones((grouped.shape[1], key.shape[1]), bool)) if causal else True
     if mask is not None:
         seen = seen & mask[:, :, None]
