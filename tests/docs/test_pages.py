@@ -1,6 +1,5 @@
 """The pages tell the truth: their snippets run, and what they name is there."""
 
-import dataclasses
 import importlib.util
 import re
 import shlex
@@ -10,17 +9,16 @@ import sys
 import pytest
 
 from configs import common
-from t6jax.attention import MECHANISMS
+from docs import tables
 from t6jax.config import RunConfig
+from t6jax.fields import keys_of
 from t6jax.programs.config_file import load_config, split_overrides
 from tests.conftest import ROOT, process_options, program
 from tests.docs.pages import PAGES, commands, python_blocks
 
 COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
-CONFIGS = (ROOT / "docs" / "configs.md").read_text()
 # what the pages name that a run, a build or a preparation makes
 MADE = ("runs/", "data/", "evaluation/", "checkpoints/", "tensorboard/", "build/", "RUN/", "~/")
-SECTIONS = ("model", "data", "optimizer", "mesh", "sharding", "checkpoint", "validation", "log")
 
 
 def flags(command: str) -> set[str]:
@@ -116,25 +114,17 @@ def flat(config: dict, prefix: str = "") -> dict:
     return keys
 
 
-def test_configs_md_lists_every_key_with_its_default():
-    wanted = flat(common.get_config().to_dict())
-    for mechanism in MECHANISMS.values():
-        for field in dataclasses.fields(mechanism):
-            if field.default is not dataclasses.MISSING:
-                wanted.setdefault(f"model.attention.{field.name}", field.default)
-    rows = re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", CONFIGS, re.M)
-    listed = {k: v for k, v in rows if k.split(".")[0] in SECTIONS or k in wanted}
-    assert listed == {key: repr(value) for key, value in wanted.items()}
-
-
-def test_configs_md_says_which_mechanism_has_which_key():
-    family = {name for name in MECHANISMS if name.startswith("tpa")}
-    groups = {
-        "all": set(MECHANISMS),
-        "TPA": family,
-        "TPA but `tpa_kvonly`": family - {"tpa_kvonly"},
+def test_configs_md_has_the_tables_of_the_dataclasses():
+    page = PAGES["docs/configs.md"]
+    assert tables.with_tables(page) == page
+    sections = {key.name for key in keys_of(RunConfig).values() if tables.is_section(key)}
+    assert set(re.findall(r"<!-- docs\.tables: (\S+) -->", page)) == {
+        "run",
+        "model.attention",
+        *sections,
     }
-    rows = re.findall(r"^\| `model\.attention\.(\w+)` \| `.*?` \| (.*?) \|", CONFIGS, re.M)
-    for key, of in rows:
-        have = {n for n, m in MECHANISMS.items() if key in {f.name for f in dataclasses.fields(m)}}
-        assert key == "name" or have == groups.get(of, {of.strip("`")}), key
+
+
+def test_every_key_of_the_common_config_is_in_a_table():
+    keys = set(re.findall(r"^\| `([\w.]+)` \| `.*?` \|", PAGES["docs/configs.md"], re.M))
+    assert keys >= set(flat(common.get_config().to_dict()))
