@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import t6jax
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine
-from t6jax.ops.tpa_cache import TPAEntry
 
 B, M = 2, 64  # sequences, and the tokens that the cache has room for
 H, D, R_Q, R_K, R_V = 8, 32, 6, 2, 2  # heads, features, ranks
@@ -33,7 +32,7 @@ def project(weights, x, positions):
     """Hidden states [B, T, d_model] to the query's factors and the cache entry's."""
     f = {name: jnp.einsum("btd,drs->btrs", x, w) for name, w in weights.items()}
     query = t6jax.TPAQuery(f["a_q"], ROPE(f["b_q"], positions))
-    return query, TPAEntry(f["a_k"], ROPE(f["b_k"], positions), f["a_v"], f["b_v"])
+    return query, t6jax.TPAEntry(f["a_k"], ROPE(f["b_k"], positions), f["a_v"], f["b_v"])
 
 
 @functools.partial(jax.jit, donate_argnames="cache")  # donated: the cache is updated in place

@@ -12,8 +12,6 @@ import sys
 import t6jax
 from configs import quickstart
 from t6jax.config import RunConfig
-from t6jax.data.corpus import run_tokenizer
-from t6jax.runs import read_data_config
 from t6jax.training.loop import train
 
 
@@ -26,17 +24,11 @@ def main(source: str, workdir: pathlib.Path, steps: int = 500, prompt: str = "Th
     train(RunConfig.from_dict(config.to_dict()), workdir)  # resumes if workdir holds a run
 
     model, _ = t6jax.load(workdir)
-    tokenizer = run_tokenizer(workdir, read_data_config(workdir))
-    tokens = [tokenizer.document_start, *tokenizer.encode(prompt.encode()).tolist()]
+    tokenizer = t6jax.load_tokenizer(workdir)
     (new,) = t6jax.generate(
-        model,
-        [tokens],
-        max_new_tokens=60,
-        temperature=0.8,
-        stop_tokens=[tokenizer.document_start],
-        vocab_size=tokenizer.vocab_size,
+        model, [prompt], max_new_tokens=60, tokenizer=tokenizer, temperature=0.8
     )
-    text = prompt + tokenizer.decode(new).decode("utf-8", "replace")
+    text = prompt + new
     print(text)
     return text
 
