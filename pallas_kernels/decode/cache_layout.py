@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def round_up(x: int, multiple: int) -> int:
@@ -122,7 +123,11 @@ class CacheLayout:
         return self.a_k + (self.rank_k + self.rank_v) * self.shard.heads * self.stores_a
 
 
-def pack_b(layout: CacheLayout, b_k: jax.Array, b_v: jax.Array | None) -> jax.Array:
+def pack_b(
+    layout: CacheLayout,
+    b_k: Float[Array, "*batch R_K D"],
+    b_v: Float[Array, "*batch R_V E"] | None,
+) -> Float[Array, "*batch W_B"]:
     """B factors [..., R, D] to [..., layout.b_width]: part of a row, or a row of the table of
     positions.
     """
@@ -184,8 +189,15 @@ def pack(layout: CacheLayout, a_k=None, b_k=None, a_v=None, b_v=None) -> jax.Arr
     return jnp.concatenate(parts, axis=-1)
 
 
-def unpack(layout: CacheLayout, rows: jax.Array):
-    """The inverse of `pack`: (a_k, b_k, a_v, b_v), None for what a row does not hold."""
+def unpack(
+    layout: CacheLayout, rows: Shaped[Array, "*batch W"]
+) -> tuple[
+    Shaped[Array, "*_ R_K H"] | None,
+    Shaped[Array, "*_ R_K D"] | None,
+    Shaped[Array, "*_ R_V H"] | None,
+    Shaped[Array, "*_ R_V E"] | None,
+]:
+    """The inverse of `pack`: (a_k, b_k, a_v, b_v), None for factors that a row does not hold."""
 
     def part(start, rank, width, used):
         return rows[..., start : start + rank * width].reshape(*rows.shape[:-1], rank, width)[
@@ -207,12 +219,12 @@ def unpack(layout: CacheLayout, rows: jax.Array):
     return a_k, b_k, a_v, b_v
 
 
-def append(rows: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Writes new rows [B, N, ...] behind the first `lengths` [B] rows of each sequence of rows [B,
-    M, ...].
+def append(
+    rows: Shaped[Array, "B M *row"], new: Shaped[Array, "B N *row"], lengths: Int[Array, "B"]
+) -> Shaped[Array, "B M *row"]:
+    """Writes new rows after the first `lengths` rows of each sequence.
 
-    In place when `rows` is donated. A row that would fall before or behind the allocation is
-    dropped.
+    In place when `rows` is donated. A row that would fall outside of the allocation is dropped.
     """
 
     # a sequence at a time under vmap, so that sequences which lie on several devices stay there

@@ -1,16 +1,17 @@
 """FlashTPA decoding (the paper's Algorithms 1 and 3) over a packed TPA cache, by one of the kernels
 of this package.
 
-What the kernels have in common is here: the signature, what is an error, A factors that are the
-same for all tokens, and arguments that are spread over several devices. A kernel itself sees one
-device's sequences and heads.
+This module has what the kernels share: the signature, errors, A factors that are the same for all
+tokens, and arguments that are sharded over several devices. A kernel sees the sequences and heads
+of one device.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode import mosaic_gpu, triton
 from pallas_kernels.decode.cache_layout import CacheLayout, Rotation, merge_heads, split_heads
@@ -20,38 +21,46 @@ KERNELS = {"mosaic_gpu": mosaic_gpu, "triton": triton}
 
 
 def decode(
-    query,
-    rows: jax.Array,
-    lengths: jax.Array,
+    query: tuple[Float[Array, "B N R_Q H"], Float[Array, "B N R_Q D"]] | Float[Array, "B N H D"],
+    rows: Float[Array, "B M *row"],
+    lengths: Int[Array, "B"],
     layout: CacheLayout,
     *,
     kernel: str = "mosaic_gpu",
-    a: tuple[jax.Array, jax.Array] | None = None,
-    b: jax.Array | None = None,
+    a: tuple[Float[Array, "R_K H"], Float[Array, "R_V H"]] | None = None,
+    b: Float[Array, "table W_B"] | None = None,
     rotation: Rotation | None = None,
     scale: float | None = None,
     return_lse: bool = False,
-    config=None,
-):
+    config: Any = None,
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H"]]:
     """Attention of N new tokens over a packed TPA cache.
 
-    query     (a_q [B, N, R_Q, H], b_q [B, N, R_Q, D]), or dense q [B, N, H, D]
-    rows      [B, M, *layout.row_shape], bfloat16 or float16, as `cache_layout.pack` makes them
-    lengths   int32 [B]: valid tokens, the N new ones included; new token n sees the first lengths -
-              N + 1 + n. Less than 0 counts as 0, more than M as M
-    kernel    "mosaic_gpu" (Hopper) or "triton" (Ampere, Ada, Hopper; needs the package jax-triton)
-    a         (a_k [R_K, H], a_v [R_V, H]) where the rows hold no A factors
-    b         [M or more, layout.b_width], by position, as `cache_layout.pack_b` makes them, where
-    the rows hold no B factors
-    rotation  where the rows hold b_k before RoPE: keys are rotated, by their place in the cache, as
-    they are read
-    config    tile sizes, where they are not to be the kernel's own choice
-    Returns [B, N, H, E] in the query's dtype and, with return_lse, the float32 log-sum-exp [B, N,
-    H]. Raises NotImplementedError, saying why, for what the kernel does not take.
+    Args:
+        query: (a_q, b_q), or a dense query.
+        rows: [B, M, *layout.row_shape], bfloat16 or float16, as `cache_layout.pack` makes them.
+        lengths: Valid tokens, the N new ones included: new token n sees the first
+            lengths - N + 1 + n. Less than 0 counts as 0, more than M as M.
+        layout: Of the rows.
+        kernel: "mosaic_gpu" (Hopper) or "triton" (Ampere, Ada, Hopper; needs jax-triton).
+        a: (a_k, a_v) where the rows hold no A factors.
+        b: M or more rows, by position, as `cache_layout.pack_b` makes them, where the rows hold no
+            B factors.
+        rotation: Where the rows hold b_k before RoPE: keys are rotated, by their position in the
+            cache, as they are read.
+        scale: Of the logits; default 1/sqrt(D).
+        return_lse: Whether the log-sum-exps are returned too.
+        config: Tile sizes; default: the kernel's own choice.
 
-    Under jit, sequences that are split over a mesh, and the shares of heads of a layout with
-    head_shards, stay where they
-    are: each device decodes its own. Under vmap the new axis becomes part of B.
+    Returns:
+        The outputs in the query's dtype and, with return_lse, the float32 log-sum-exps.
+
+    Raises:
+        NotImplementedError: The kernel does not take the call; the message says why.
+
+    Under jit, sequences that are split over a mesh, and the head shards of a layout with
+    head_shards, stay where they are: each device decodes its own. Under vmap the mapped axis
+    becomes part of B.
     """
     factors = isinstance(query, tuple | list)
     query = tuple(query) if factors else (query,)
@@ -61,7 +70,7 @@ def decode(
     run = KERNELS[kernel]
     run.check(layout, rows.dtype, rotation, scale)
 
-    # heads in shares: a_q [B, N, R_Q, S, H / S] or q [B, N, S, H / S, D], and a [R, S, H / S]
+    # head shards: a_q [B, N, R_Q, S, H / S] or q [B, N, S, H / S, D], and a [R, S, H / S]
     query = (split_heads(layout, query[0], 3 if factors else 2), *query[1:])
     fixed_a = () if a is None else tuple(split_heads(layout, x) for x in a)
     fixed_b = () if b is None else (b,)
@@ -78,12 +87,12 @@ def decode(
 
 def _part(query, rows, lengths, a, b, *, attend, layout):
     """What one device does: out [B, N, S, H, E] and lse [B, N, S, H] of its B sequences and its S
-    shares of H heads.
+    head shards.
     """
     axis = 3 if len(query) == 2 else 2
     first, *others = query
     (B, N), (S, H) = first.shape[:2], first.shape[axis : axis + 2]
-    if rows.ndim == 4:  # the shares of a sequence are to the kernel like sequences of their own
+    if rows.ndim == 4:  # a head shard of a sequence is to the kernel a sequence of its own
         first = jnp.moveaxis(first, axis, 1)
         query = first.reshape(B * S, *first.shape[2:]), *[jnp.repeat(x, S, axis=0) for x in others]
         results = attend(

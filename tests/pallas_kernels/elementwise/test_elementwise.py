@@ -2,6 +2,9 @@
 CPU.
 """
 
+import sys
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,3 +95,38 @@ def test_they_lower_for_an_nvidia_gpu():
     assert triton_kernels(lambda *x: cross_entropy_gradient(*x, jnp.bfloat16), logits, targets) == [
         "cross_entropy_gradient"
     ]
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+def test_under_vmap_the_mapped_axis_becomes_part_of_the_rows():
+    gate, up, grad = draw(6, 100, count=3)
+    mapped = [x.reshape(2, 3, 100) for x in (gate, up)]
+    apart = jax.vmap(swiglu_gradient, in_axes=(0, 0, None))(*mapped, grad[:3])
+    together = swiglu_gradient(gate, up, jnp.concatenate([grad[:3]] * 2))
+    for x, y in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(x.reshape(y.shape), y)
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+def test_no_rows_give_no_rows():
+    x = jnp.zeros((0, 100), jnp.bfloat16)
+    assert [y.shape for y in add_norm(x, x, 1e-6)] == [x.shape] * 2
+
+
+def test_without_jax_triton_the_reason_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_triton", None)
+    x = jnp.zeros((2, 100), jnp.bfloat16)
+    for call in (lambda: add_norm(x, x, 1e-6), lambda: swiglu_gradient(x, x, x)):
+        with pytest.raises(NotImplementedError, match="pip install jax-triton"):
+            call()
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+def test_what_the_kernels_do_not_take_is_said():
+    x = jnp.zeros((2, 100))
+    with pytest.raises(NotImplementedError, match="bfloat16 or float16, not float32"):
+        add_norm(x, x, 1e-6)
+    with pytest.raises(NotImplementedError, match="at most 16384 numbers"):
+        add_norm(*[jnp.zeros((1, 20000), jnp.bfloat16)] * 2, 1e-6)
+    with pytest.raises(NotImplementedError, match="must be float32, not bfloat16"):
+        cross_entropy_gradient(x.astype(jnp.bfloat16), jnp.zeros(2, jnp.int32), jnp.bfloat16)
