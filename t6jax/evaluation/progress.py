@@ -2,7 +2,7 @@
 
 from t6jax.extras import needs
 
-with needs("data"):
+with needs("eval"):
     from tqdm import tqdm
 
 
