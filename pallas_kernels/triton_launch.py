@@ -2,7 +2,7 @@
 kernels does without.
 
 jax-triton compiles a kernel to PTX while JAX lowers the call, for one compute capability: that of
-the GPU at hand. XLA then launches it like any other kernel, inside of CUDA graphs too.
+the GPU of this host. XLA then launches it like any other kernel, inside of CUDA graphs too.
 """
 
 from collections.abc import Sequence

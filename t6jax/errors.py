@@ -1,4 +1,4 @@
-"""The error for what a user can put right."""
+"""The error for what a user can correct."""
 
 
 class InputError(ValueError):

@@ -236,8 +236,8 @@ def _partials(
                 jnp.float32
             )
 
-        # The query in two steps. Its numbers come by ordinary loads, which queue behind whatever
-        # TMA has asked for: so they are asked for early, and used once the ring is filled.
+        # The query in two steps. Its numbers come by ordinary loads, which queue after whatever
+        # TMA has requested: so they are issued early, and used once the ring is filled.
         lhs, rhs, acc = (
             x(dtype) for x in (plgpu.Layout.MMA_LHS, plgpu.Layout.MMA_RHS, plgpu.Layout.MMA_ACC)
         )
@@ -291,7 +291,7 @@ def _partials(
             plgpu.commit_smem()
 
         def blank_tail(slot, valid):
-            """Zeros behind the end of the sequence: 0 times what lies there must be 0."""
+            """Zeros after the end of the sequence: 0 times what lies there must be 0."""
             for r, c in np.ndindex(R_V, E_chunks):
                 stores.zero_rows(b_v.at[slot, r, c], tiled(E_chunk), valid, T)
             for i in range(boxes.count):
@@ -309,11 +309,11 @@ def _partials(
             plgpu.commit_smem()
 
         if rotation and D % 64:
-            for r in range(R_K):  # behind D, where q is zero, something finite
+            for r in range(R_K):  # after D, where q is zero, something finite
                 stores.zero_rows(turned.at[r, D_chunks - 1], tiled(64), jnp.int32(0), T)
             plgpu.commit_smem()
 
-        # Fill the ring, the query behind the first tile.
+        # Fill the ring; the query after the first tile.
         ahead = b0, t0, left0
         for s in range(S):
 

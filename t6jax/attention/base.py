@@ -102,7 +102,7 @@ class Cache(Protocol):
     max_length: int
 
     def append(self, entry: Any, starts: Int[Array, "B"]) -> Self:
-        """Writes the tokens of entry behind the first starts[b] tokens of each sequence b."""
+        """Writes the tokens of entry after the first starts[b] tokens of each sequence b."""
         ...
 
 

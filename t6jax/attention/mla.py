@@ -24,9 +24,9 @@ class MLA(Attention):
 
     As DeepSeek and the published code have it, and the paper leaves out, the latents C^Q and C^KV
     are RMS-normed with weights. What is cached, d_c + d_h^R numbers a token, is the normed C^KV
-    with the rotated K^R behind it.
+    followed by the rotated K^R.
 
-    Query: [B, T, H, d_h + d_h^R], a head's Q^C with its rotated Q^R behind it.
+    Query: [B, T, H, d_h + d_h^R], a head's Q^C followed by its rotated Q^R.
     """
 
     def __init__(self, config: "MLAConfig", d_model: int, init: Initializer, **options: Any):

@@ -1,4 +1,4 @@
-"""What differs between the config of a run's directory and the one it is to go on with."""
+"""What differs between the config of a run's directory and the one that is to resume it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from t6jax.config.data import MixtureEntry
 from t6jax.config.run import RunConfig
 from t6jax.fields import keys_of
 
-# What may change when a run goes on: none of it alters the losses of the steps to come, except by
+# What may change when a run resumes: none of it alters the losses of the steps to come, except by
 # the order of sums.
 CHANGEABLE = (
     *("steps", "accumulation_steps", "stop_after_not_finite", "profile"),
@@ -18,7 +18,7 @@ CHANGEABLE = (
 
 
 def differences(old: Mapping[str, Any], new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) of all that differs, except what may change when a run goes on.
+    """Dotted key -> (old, new) of all that differs, except what may change when a run resumes.
 
     Args:
         old: config.json of the run, as it is. A key that it lacks came later: the run did without

@@ -1,1 +1,1 @@
-"""How good a model is: validation loss beside the entropies of simple models of the same text."""
+"""How good a model is: validation loss, next to entropies of simple models of the same text."""

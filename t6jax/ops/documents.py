@@ -23,9 +23,7 @@ def document_segments(
 def model_arguments(
     tokens: Int[Array, "B T"], document_start: int | None
 ) -> dict[str, Int[Array, "B T"]]:
-    """What T6 takes beside the tokens, so that attention stays inside documents; nothing where
-    document_start is None.
-    """
+    """T6's keyword arguments that keep attention inside documents; none if document_start is None."""
     if document_start is None:
         return {}
     segment_ids, positions = document_segments(tokens, document_start)

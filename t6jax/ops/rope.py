@@ -13,9 +13,10 @@ from t6jax.ops.precision import at_least_float32
 class RoPE:
     """Rotates feature pairs (i, i + D/2) by position * base**(-2i/D).
 
-    base: the base of the frequencies.
-    table_dtype: the cosines and sines are rounded to this dtype; the published code rounds them to
-        bfloat16.
+    Attributes:
+      base: the base of the frequencies.
+      table_dtype: the cosines and sines are rounded to this dtype; the published code rounds them
+        to bfloat16.
     """
 
     base: float = 10000.0

@@ -41,7 +41,7 @@ class Piece(NamedTuple):
       queries: which of them.
       keys: how many of the keys, from the first, they can see.
       mask: which of these keys they see, [B or 1, 1, T, S]; None: all.
-      causal: whether the causal mask applies besides.
+      causal: whether the causal mask applies too.
     """
 
     queries: slice

@@ -34,8 +34,7 @@ def decode_dense(
         logits = jnp.einsum("bngqd,bmgd->bngqm", grouped, key, preferred_element_type=jnp.float32)
         seen = visible(jnp.clip(lengths, 0, room), new, room)
         p, _ = masked_softmax(logits.reshape(batch, new, heads, room) * scale, seen)
-        # tokens behind the length may hold anything, NaN too: a zero weight alone would not silence
-        # them
+        # tokens after the length may hold anything, NaN too, which a zero weight does not cancel
         value = jnp.where(jnp.any(seen, axis=1)[:, :, None, None], value, 0)
         p = p.reshape(batch, new, groups, heads // groups, room).astype(value.dtype)
         out = jnp.einsum("bngqm,bmge->bngqe", p, value, preferred_element_type=jnp.float32)
