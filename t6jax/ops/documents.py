@@ -23,7 +23,7 @@ def document_segments(
 def model_arguments(
     tokens: Int[Array, "B T"], document_start: int | None
 ) -> dict[str, Int[Array, "B T"]]:
-    """T6's keyword arguments that keep attention inside documents; none if document_start is None."""
+    """T6's keyword arguments that keep attention inside documents; none if there is no start."""
     if document_start is None:
         return {}
     segment_ids, positions = document_segments(tokens, document_start)
