@@ -117,9 +117,10 @@ def _plan(implementation: str | None, *arrays: Any) -> Plan | None:
     forward = takers[0]
     if named:
         return Plan(forward, forward, forward, implementation)
-    ours = mosaic_gpu.unsupported_gradient(*arrays) or mosaic_gpu.gradient_slower_than_cudnn(
-        query, key, chunks
-    )
+    ours = mosaic_gpu.unsupported_gradient(*arrays)
+    if "cudnn" not in takers:
+        return Plan(forward, forward, forward) if ours is None else None
+    ours = ours or mosaic_gpu.gradient_slower_than_cudnn(query, key, chunks)
     gradient = "mosaic_gpu" if ours is None else "cudnn"
     return Plan(forward, gradient, forward if gradient == "mosaic_gpu" else "cudnn")
 

@@ -38,6 +38,15 @@ def unsupported(
         lengths = tuple(n // 2 for n in lengths)
     if (segment_ids is not None or chunks is not None) and any(n % 2 for n in lengths):
         return f"under a mask the numbers of tokens must be even, not {lengths[0]} and {lengths[1]}"
+    return _not_installed()
+
+
+def _not_installed() -> str | None:
+    """Why JAX cannot trace a call of cuDNN on this machine, or None: it asks for the version."""
+    try:
+        fused.check_cudnn_version()
+    except RuntimeError as error:
+        return f"it is not installed: {error}"
     return None
 
 

@@ -177,6 +177,7 @@ def test_lowered_for_cuda_the_kernels_are_taken_and_elsewhere_the_definition(f):
 def test_why_no_faster_kernel_is_taken_is_logged_once(caplog, monkeypatch):
     monkeypatch.setattr(implementations, "_reported", set())
     caplog.set_level(logging.INFO, "t6jax")
+    jax.clear_caches()  # a call that another test traced is not chosen for again
     for f, why in (
         (
             lambda: lowered(causal_attention, "cuda", dtype=jnp.float32),
@@ -198,6 +199,19 @@ def test_why_no_faster_kernel_is_taken_is_logged_once(caplog, monkeypatch):
             f()
         (record,) = caplog.records
         assert re.search(why, record.getMessage()), record.getMessage()
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 4, 64), (2, 1024, 78, 64), (2, 64, 3, 32)])
+def test_without_cudnn_bfloat16_is_traced_all_the_same(shape, monkeypatch):
+    def missing():
+        raise RuntimeError("cuDNN is not detected.")
+
+    monkeypatch.setattr(cudnn.fused, "check_cudnn_version", missing)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    out, _ = jax.eval_shape(lambda *x: jax.vjp(causal_attention, *x), x, x, x)
+    assert out.shape == shape
+    with pytest.raises(NotImplementedError, match=r"not installed: cuDNN is not detected"):
+        jax.eval_shape(lambda *x: causal_attention(*x, implementation="cudnn"), x, x, x)
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
