@@ -63,7 +63,7 @@ def launch(
             *arrays,
             kernel=kernel,
             out_shape=list(out_shape),
-            grid=grid,
+            grid=grid,  # pyright: ignore[reportArgumentType] # at most three
             name=kernel.__name__,
             num_warps=num_warps,
             num_stages=num_stages,

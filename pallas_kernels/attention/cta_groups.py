@@ -99,6 +99,6 @@ def _longest(size: int, blocks: int, columns: int) -> float:
 
     def steps(member):
         taken = [group.column(round_, member) for round_ in range(group.rounds)]
-        return sum(1 + blocks * (1 - column / columns) for column in taken if column >= 0)
+        return float(sum(1 + blocks * (1 - column / columns) for column in taken if column >= 0))
 
     return max(map(steps, range(size)))

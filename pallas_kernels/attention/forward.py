@@ -118,7 +118,7 @@ def _kernel(operands, scale, sms):
         out_ref, lse_ref, q_s, k_s, v_s, out_s, lse_s, *barriers = refs[len(operands) :]
         q_full, q_empty, kv_full, kv_empty, tile_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
-        queries = Chunks(*chunks_ref or [None], T // ROWS)
+        queries = Chunks(chunks_ref[0] if chunks_ref else None, T // ROWS)
         rows = lambda i, tile_row: pl.ds(i * BLOCK + tile_row * ROWS, ROWS)
         seen = lambda i, tile_row: queries.position(GROUPS * i + tile_row) + 1  # tiles of keys
         keys = lambda i, n: pl.ds(
@@ -245,7 +245,7 @@ def _kernel(operands, scale, sms):
                         add = pl.run_state(
                             lambda acc: plgpu.wgmma(acc, weights.astype(dtype), tile)
                         )
-                        return add(plgpu.ACC.init(out * across(kept))), highest, weight
+                        return add(plgpu.ACC.init(out * across(kept))), highest, weight  # pyright: ignore[reportPrivateImportUsage] # imported there
 
                     full = lambda x, shape, layout: plgpu.layout_cast(
                         jnp.full(shape, x, jnp.float32), layout

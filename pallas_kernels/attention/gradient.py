@@ -50,8 +50,8 @@ REGISTERS = 208, 72, 24  # of a thread: in warpgroups 0 and 1, in 2, in 3
 # kernel takes 0.6 of cuDNN's time with a head for each; where they share heads, 0.72 at 2,048
 # tokens, and more beyond.
 MIN_BUSY, MIN_BUSY_SHARED = 2 / 3, 0.8
-TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)
-PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)
+TILED = plgpu.TilingTransform((8, DIM)), plgpu.SwizzleTransform(2 * DIM)  # pyright: ignore[reportAbstractUsage] # concrete at run time
+PRODUCT = plgpu.ACC((ROWS, DIM), jnp.float32)  # pyright: ignore[reportPrivateImportUsage] # imported there
 
 
 ArrayLike = Array | jax.ShapeDtypeStruct
@@ -197,12 +197,12 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
         q_full, q_empty, k_full, k_empty, v_full, v_empty, ds_full, ds_empty, sums_full = barriers
         cta, group = lax.axis_index("cta"), lax.axis_index("warpgroup")
         own_group, member = (lax.div(cta, size), lax.rem(cta, size)) if shared else (cta, 0)
-        visits = (
+        visits: Any = (
             pl.get_global(plgpu.SemaphoreType.REGULAR((groups * buffers * blocks,)))
             if shared
             else None
         )
-        queries = Chunks(*chunks_ref or [None], blocks)
+        queries = Chunks(chunks_ref[0] if chunks_ref else None, blocks)
 
         def for_each_column(column):
             """Calls column(Column, number, step) -> step for each block of keys, counting columns
@@ -308,7 +308,9 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                 def add(i, slot, _):
                     sums_of = lambda p: sums_ref.at[buffer, i, p]
                     position = queries.position(i)
-                    earlier = group_of.visits_before(c.round, member, position) if shared else None
+                    earlier: Any = (
+                        group_of.visits_before(c.round, member, position) if shared else None
+                    )
                     last = earlier == position if shared else j == 0
                     has_sums = last & (position > 0)
 

@@ -28,6 +28,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,8 +169,8 @@ def _partials(
     blocks = max(1, config.sms * config.blocks_per_sm // groups)
     slots = blocks + B
     dtype = rows.dtype
-    swizzled = lambda width: (plgpu.SwizzleTransform(width * 2),)
-    tiled = lambda width: (plgpu.TilingTransform((8, width)), *swizzled(width))
+    swizzled = lambda width: (plgpu.SwizzleTransform(width * 2),)  # pyright: ignore[reportAbstractUsage] # concrete at run time
+    tiled = lambda width: (plgpu.TilingTransform((8, width)), *swizzled(width))  # pyright: ignore[reportAbstractUsage] # concrete at run time
 
     def chunked(shape):
         """Shared memory for chunks [T, width]. In tiles of 8 rows, as wgmma wants them, a chunk as
@@ -185,7 +186,7 @@ def _partials(
         (b_k_rows, b_k), q, full, *scratch = scratch
         (b_v_rows, b_v), *scratch = [(None, b_k), *scratch] if one_copy else scratch
         a, *scratch = scratch if boxes.count else [None, *scratch]
-        turned = scratch[0] if rotation else None
+        turned: Any = scratch[0] if rotation else None
         # Once everything before is done, let `_combine` start moving in. (In this order: it reads
         # the lengths before it waits.)
         plgpu.griddepcontrol_wait()
@@ -352,7 +353,7 @@ def _partials(
                             plgpu.wgmma(acc, q.at[block, c], keys.transpose((1, 0)))
                         return [acc[...] for acc in accs]
 
-                    parts = pl.run_scoped(scores, *[plgpu.ACC((ROWS, T), jnp.float32)] * R_K)
+                    parts = pl.run_scoped(scores, *[plgpu.ACC((ROWS, T), jnp.float32)] * R_K)  # pyright: ignore[reportPrivateImportUsage] # imported there
                     s = sum(times_a(part, slot, r, h) for r, part in enumerate(parts))
                     visible = length - (N - 1) + n - first
 
@@ -376,7 +377,7 @@ def _partials(
                         ):
                             plgpu.wgmma(acc, weight, b_v.at[slot, r, c])
 
-                    o = pl.run_state(values)([plgpu.ACC.init(x) for x in o])
+                    o = pl.run_state(values)([plgpu.ACC.init(x) for x in o])  # pyright: ignore[reportPrivateImportUsage] # imported there
                     new_states.append((o, m_new, l))
 
                 @pl.when(i + S < stop)

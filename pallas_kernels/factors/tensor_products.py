@@ -12,6 +12,7 @@ Both need jax-triton.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def _constants(rows: Array, products: Sequence[Product], outputs: str | None = N
     """The constants of both kernels; and, where each product has an output, None for the pointers
     of those that are missing.
     """
-    constants = {"WIDTH": rows.shape[1], "HEADS": HEADS, "RANKS": RANKS}
+    constants: dict[str, Any] = {"WIDTH": rows.shape[1], "HEADS": HEADS, "RANKS": RANKS}
     for i in range(MAX_PRODUCTS):
         given = i < len(products)
         constants[f"PRODUCT_{i}"] = dataclasses.astuple(products[i]) if given else None

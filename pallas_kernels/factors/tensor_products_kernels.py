@@ -24,7 +24,7 @@ def tensor_products_expand(
 ):
     token = tl.program_id(0).to(tl.int64)
     row_ptr = rows_ptr + token * WIDTH
-    cos, sin = _tables(cos_ptr, sin_ptr, token, ROTATED_DIM)
+    cos, sin = _tables(cos_ptr, sin_ptr, token, ROTATED_DIM)  # pyright: ignore[reportGeneralTypeIssues] # triton.jit
     _expand(row_ptr, out_0_ptr, token, cos, sin, PRODUCT_0, HEADS, RANKS)
     if PRODUCT_1 is not None:
         _expand(row_ptr, out_1_ptr, token, cos, sin, PRODUCT_1, HEADS, RANKS)
@@ -52,7 +52,7 @@ def tensor_products_contract(
 ):
     token = tl.program_id(0).to(tl.int64)
     row_ptr, out_ptr = rows_ptr + token * WIDTH, rows_grad_ptr + token * WIDTH
-    cos, sin = _tables(cos_ptr, sin_ptr, token, ROTATED_DIM)
+    cos, sin = _tables(cos_ptr, sin_ptr, token, ROTATED_DIM)  # pyright: ignore[reportGeneralTypeIssues] # triton.jit
     _contract(row_ptr, grad_0_ptr, out_ptr, token, cos, sin, PRODUCT_0, HEADS, RANKS)
     if PRODUCT_1 is not None:
         _contract(row_ptr, grad_1_ptr, out_ptr, token, cos, sin, PRODUCT_1, HEADS, RANKS)
@@ -67,7 +67,7 @@ def tensor_products_contract(
 @triton.jit
 def _tables(cos_ptr, sin_ptr, token, DIM: tl.constexpr):
     """A token's cosines and sines, [1, DIM / 2]; without rotation, anything."""
-    HALF: tl.constexpr = DIM // 2 if DIM else 1
+    HALF: tl.constexpr = DIM // 2 if DIM else 1  # pyright: ignore[reportAssignmentType] # triton.jit
     at = token * HALF + tl.arange(0, HALF)[None, :]
     if DIM:
         cos = tl.load(cos_ptr + at)
@@ -116,7 +116,7 @@ def _expand(
     HALF: tl.constexpr = DIM // 2
     HEAD_ROOM: tl.constexpr = (H + HEADS - 1) // HEADS * HEADS
     SCALE: tl.constexpr = 1.0 / RANK
-    x, y, _ = _load_b(row_ptr, cos, sin, PRODUCT, RANKS)
+    x, y, _ = _load_b(row_ptr, cos, sin, PRODUCT, RANKS)  # pyright: ignore[reportGeneralTypeIssues] # triton.jit
     r = tl.arange(0, RANKS)[:, None]
     d = tl.arange(0, HALF)[None, :]
     out_ptr += token * (H * DIM)
@@ -150,7 +150,7 @@ def _contract(
     HALF: tl.constexpr = DIM // 2
     HEAD_ROOM: tl.constexpr = (H + HEADS - 1) // HEADS * HEADS
     SCALE: tl.constexpr = 1.0 / RANK
-    x, y, b_at = _load_b(row_ptr, cos, sin, PRODUCT, RANKS)
+    x, y, b_at = _load_b(row_ptr, cos, sin, PRODUCT, RANKS)  # pyright: ignore[reportGeneralTypeIssues] # triton.jit
     r = tl.arange(0, RANKS)[:, None]
     d = tl.arange(0, HALF)[None, :]
     grad_ptr += token * (H * DIM)

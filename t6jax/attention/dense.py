@@ -30,6 +30,8 @@ class Dense(Attention):
     g(i).
     """
 
+    config: "DenseConfig"
+
     def __init__(self, config: "DenseConfig", d_model: int, init: Initializer, **options: Any):
         super().__init__(config, d_model, init, **options)
         shape = (d_model, config.groups, config.head_dim)

@@ -157,6 +157,8 @@ class Factored(Attention):
     A factor map is [d_model, R, size]; a factor that is the same for all tokens is [R, size].
     """
 
+    config: FactoredConfig
+
     def __init__(self, config: FactoredConfig, d_model: int, init: Initializer, **options: Any):
         super().__init__(config, d_model, init, **options)
         self.w_a_k, self.w_a_v = self.new_a(init, config.rank_k), self.new_a(init, config.rank_v)

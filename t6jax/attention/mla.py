@@ -29,6 +29,8 @@ class MLA(Attention):
     Query: [B, T, H, d_h + d_h^R], a head's Q^C followed by its rotated Q^R.
     """
 
+    config: "MLAConfig"
+
     def __init__(self, config: "MLAConfig", d_model: int, init: Initializer, **options: Any):
         super().__init__(config, d_model, init, **options)
         c = config

@@ -17,6 +17,8 @@ class TPA(Factored):
     state (eq. 3.1).
     """
 
+    config: "TPAConfig"
+
     def __init__(self, config: "TPAConfig", d_model: int, init: Initializer, **options: Any):
         super().__init__(config, d_model, init, **options)
         self.w_a_q, self.w_b_q = self.new_a(init, config.rank_q), self.new_b(init, config.rank_q)

@@ -37,6 +37,8 @@ class TPAOrder3(TPA):
     (Theorem E.1).
     """
 
+    config: "TPAOrder3Config"
+
     def __init__(self, config: "TPAOrder3Config", d_model: int, init: Initializer, **options: Any):
         super().__init__(config, d_model, init, **options)
         self.w_c_q, self.w_c_k = (

@@ -211,11 +211,13 @@ class Slurm(Local):
             raise InputError(error_path(work, index).read_text())
         # Asked from time to time, and believed the second time: on a shared disk the file may
         # appear late.
-        if self._thread.is_alive() or time.monotonic() - self._asked < SLURM_ASKED_SECONDS:
+        running = self._thread is not None and self._thread.is_alive()
+        if running or time.monotonic() - self._asked < SLURM_ASKED_SECONDS:
             return False
         self._asked = time.monotonic()
         queued = self._queued()
-        gone = queued is not None and self._running.job_of(index) not in queued
+        executor: Any = self._running  # of _make: a SlurmExecutor
+        gone = queued is not None and executor.job_of(index) not in queued
         gone, self._gone = gone and self._gone == index, index if gone else None
         return gone
 

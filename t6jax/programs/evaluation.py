@@ -44,9 +44,10 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
             raise
         own = None  # a run whose data has gone can still be evaluated on other data
     with tempfile.TemporaryDirectory() as scratch:
-        if data is None:
+        if own and data is None:
             sources, bytes_per_token = own.sources, own.bytes_per_token
         else:
+            assert data is not None, "without data of its own, the run was refused above"
             folder, bytes_per_token = _other_data(
                 workdir, data_config, data, pathlib.Path(scratch), config.vocab_size
             )
