@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from t6jax.config import RunConfig
 from t6jax.config.model import attention_from_dict, attention_to_dict
 
+Config = Any  # a ConfigDict, whose attributes have no types
+
 # Table 9, where devices x micro-batch x accumulation_steps is always 480 sequences. XL takes twice
 # as many micro-batches, so that it fits one GPU. Learning rates are section J.1's, medium's those
 # of the published configs: J.1 prints 3e-4 to 6e-5 for it, which section J.3 calls the ablation.
@@ -44,13 +46,13 @@ SIZES = {
 }
 
 
-def attention(name: str, *, num_heads: int, head_dim: int = 64, **settings: Any) -> ConfigDict:
+def attention(name: str, *, num_heads: int, head_dim: int = 64, **settings: Any) -> Config:
     """A mechanism's name and all its keys: the settings given, its defaults for the others."""
     given = {"name": name, "num_heads": num_heads, "head_dim": head_dim} | settings
     return ConfigDict(attention_to_dict(attention_from_dict(given)))
 
 
-def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
+def paper(size: str, mechanism: str, **settings: Any) -> Config:
     """The paper's run of a size of Table 9 with a mechanism's settings of Table 10."""
     of_size = SIZES[size]
     config = get_config()
@@ -66,7 +68,7 @@ def paper(size: str, mechanism: str, **settings: Any) -> ConfigDict:
     return config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """Every key with its default, T6 small's model among them. `python train.py --help` lists what
     the keys mean; the dataclasses of t6jax.config define them.
     """

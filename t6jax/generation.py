@@ -5,7 +5,7 @@ import functools
 import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -185,16 +185,16 @@ def generate(
             "prompts are strings, which need a tokenizer: pass tokenizer=t6jax.load_tokenizer(run),"
             " or token ids"
         )
-    if strings:
-        prompts = [encode(tokenizer, prompt) for prompt in prompts]
+    encoder: Any = tokenizer  # not None where there are strings
+    ids: Any = [encode(encoder, prompt) for prompt in prompts] if strings else prompts
     if stop_tokens is None:
         stop_tokens = () if tokenizer is None else (tokenizer.document_start,)
     if vocab_size is None:
         vocab_size = 0 if tokenizer is None else tokenizer.vocab_size
-    rows: list[list[int]] = [[] for _ in prompts]
+    rows: list[list[int]] = [[] for _ in ids]
     for new in stream(
         model,
-        prompts,
+        ids,
         max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -206,7 +206,7 @@ def generate(
     ):
         for row, tokens in zip(rows, new, strict=True):
             row.extend(tokens)
-    return [tokenizer.decode(row).decode("utf-8", "replace") for row in rows] if strings else rows
+    return [encoder.decode(row).decode("utf-8", "replace") for row in rows] if strings else rows
 
 
 def load_tokenizer(ckpt_dir: str | pathlib.Path) -> Tokenizer:

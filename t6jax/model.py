@@ -264,7 +264,8 @@ class T6(nnx.Module):
         graph, state = nnx.split(self.blocks)
 
         def block(params: nnx.State, carry: tuple[Array, Array]) -> tuple[tuple, Any]:
-            x, update, entry = nnx.merge(graph, params)(*carry, positions, segment_ids)
+            layer: Any = nnx.merge(graph, params)
+            x, update, entry = layer(*carry, positions, segment_ids)
             return (x, update), entry
 
         (x, update), entries = run_blocks(

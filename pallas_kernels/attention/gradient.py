@@ -169,10 +169,9 @@ def attention_gradient(
     def run(query, key, value, out, lse, grad, *chunks):
         delta = jnp.einsum("bthd,bthd->bht", out, grad, preferred_element_type=jnp.float32)
         size = ctas_per_head or group_size(query, key, sms)
-        starts = lse * (-1 / scale), -delta
-        return tuple(
-            _kernel(query, key, value, grad, *starts, *(chunks or [None]), scale, sms, size)
-        )
+        start_s, start_dp = lse * (-1 / scale), -delta
+        numbers = chunks[0] if chunks else None
+        return tuple(_kernel(query, key, value, grad, start_s, start_dp, numbers, scale, sms, size))
 
     shared = () if chunks is None else (chunks,)
     run = row_wise(run, shared=len(shared))

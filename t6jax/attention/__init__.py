@@ -68,7 +68,7 @@ def register[C: type](config: C) -> C:
             f"{config.__qualname__} another"
         )
     MECHANISMS[name] = config
-    return config
+    return config  # pyright: ignore[reportReturnType] # narrowed by the checks above
 
 
 __all__ = [

@@ -99,7 +99,10 @@ class Cache(Protocol):
     max_length tokens.
     """
 
-    max_length: int
+    @property
+    def max_length(self) -> int:
+        """The tokens there is room for in each sequence."""
+        ...
 
     def append(self, entry: Any, starts: Int[Array, "B"]) -> Self:
         """Writes the tokens of entry after the first starts[b] tokens of each sequence b."""

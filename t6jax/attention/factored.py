@@ -199,10 +199,10 @@ class Factored(Attention):
 
     def factor(self, x: Float[Array, "B T d_model"], w: nnx.Param) -> Float[Array, "*B_T R size"]:
         """A factor of each token, or, of a factor that is the same for all, that one."""
-        w = self.weight(w)
-        if w.ndim == 2:
-            return w
-        return checkpoint_name(jnp.einsum("btd,drs->btrs", x, w), PROJECTION)
+        weight = self.weight(w)
+        if weight.ndim == 2:
+            return weight
+        return checkpoint_name(jnp.einsum("btd,drs->btrs", x, weight), PROJECTION)
 
     def head_factor(
         self, x: Float[Array, "B T d_model"], w: nnx.Param, activation: str
@@ -266,7 +266,8 @@ class Factored(Attention):
         segment_ids: Int[Array, "B S"] | Segments | None,
     ) -> Float[Array, "B T H D"]:
         query = combine(*query) if isinstance(query, TPAQuery) else query
-        a_k, b_k, a_v, b_v = self.key_value_factors(entry, positions)
+        factors: Any = self.key_value_factors(entry, positions)  # complete
+        a_k, b_k, a_v, b_v = factors
         return self.causal_attention(query, combine(a_k, b_k), combine(a_v, b_v), segment_ids)
 
     def __call__(
@@ -296,8 +297,8 @@ class Factored(Attention):
             key, value = self._expanded(
                 keys_values, all_positions, *(products[name].without_first(start) for name in "kv")
             )
-        query = query[0] if query else self.query(x, positions)
-        return self.output(self.causal_attention(query, key, value, segment_ids)), entry
+        dense: Any = query[0] if query else self.query(x, positions)
+        return self.output(self.causal_attention(dense, key, value, segment_ids)), entry
 
     def _expanded(
         self, rows: Float[Array, "B T W"], positions: Int[Array, "B T"], *products: Product
@@ -343,4 +344,5 @@ class Factored(Attention):
     def decode(
         self, query: Any, cache: TPACache, lengths: Int[Array, "B"]
     ) -> Float[Array, "B N H D"]:
-        return decode(query, cache, lengths, fixed=self.fixed_factors())
+        out: Any = decode(query, cache, lengths, fixed=self.fixed_factors())
+        return out

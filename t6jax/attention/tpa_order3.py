@@ -53,12 +53,14 @@ class TPAOrder3(TPA):
 
     def entry(self, x: Float[Array, "B T d_model"], positions: Int[Array, "B T"]) -> Order3Entry:
         c_v = None if self.config.shared_kv_b else self.factor(x, self.w_c_v)
-        a_k, b_k, a_v, b_v = super().entry(x, positions)
+        second_order: Any = super().entry(x, positions)
+        a_k, b_k, a_v, b_v = second_order
         return Order3Entry(a_k, b_k, self.factor(x, self.w_c_k), a_v, b_v, c_v)
 
     def key_value_factors(self, entry: Order3Entry, positions: Int[Array, "#B T"]) -> TPAEntry:
         second_order = TPAEntry(entry.a_k, entry.b_k, entry.a_v, entry.b_v)
-        a_k, b_k, a_v, b_v = super().key_value_factors(second_order, positions)
+        factors: Any = super().key_value_factors(second_order, positions)  # complete
+        a_k, b_k, a_v, b_v = factors
         c_v = entry.c_k if entry.c_v is None else entry.c_v
         return TPAEntry(a_k, vec(b_k, entry.c_k), a_v, vec(b_v, c_v))
 
@@ -70,7 +72,8 @@ class TPAOrder3(TPA):
     ) -> Float[Array, "B N H D"]:
         # b (x) c is formed for the step, one layer at a time, and not kept
         factors = self.key_value_factors(cache.tokens, jnp.arange(cache.max_length)[None])
-        return decode(query, TPACache.from_factors(*factors), lengths)
+        out: Any = decode(query, TPACache.from_factors(*factors), lengths)
+        return out
 
 
 @dataclasses.dataclass(frozen=True)

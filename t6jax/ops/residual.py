@@ -3,6 +3,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,8 @@ def add_norm(
     refuse = lambda: elementwise.unsupported(x.shape[-1], x.dtype)
     kind = lambda: f"{x.dtype}, D={x.shape[-1]}"
     if choose("add_norm", {"triton": refuse}, implementation, kind):
-        total, normed = _add_norm(x, update, implementation)
+        results: Any = _add_norm(x, update, implementation)
+        total, normed = results
     else:
         total, normed = _add_norm_xla(x, update)
     return checkpoint_name(total, RESIDUAL), checkpoint_name(normed, NORMED)
@@ -79,7 +81,8 @@ def _add_norm(x: Array, update: Array, named: str | None) -> tuple[Array, Array]
 
 
 def _forward(x: Array, update: Array, named: str | None) -> tuple[tuple[Array, Array], Array]:
-    total, normed = _add_norm(x, update, named)
+    results: Any = _add_norm(x, update, named)
+    total, normed = results
     total = checkpoint_name(total, RESIDUAL)  # here too: it is what the gradient reads
     return (total, normed), total
 
@@ -97,13 +100,14 @@ def _rows(x: Array) -> Array:
 
 
 def _add_norm_triton(x: Array, update: Array) -> tuple[Array, Array]:
-    results = elementwise.add_norm(_rows(x), _rows(update), FLOAT32_EPSILON)
-    return tuple(y.reshape(x.shape) for y in results)
+    total, normed = elementwise.add_norm(_rows(x), _rows(update), FLOAT32_EPSILON)
+    return total.reshape(x.shape), normed.reshape(x.shape)
 
 
 def _gradient_triton(total: Array, total_grad: Array, normed_grad: Array) -> Array:
-    rows = map(_rows, (total, total_grad, normed_grad))
-    return elementwise.add_norm_gradient(*rows, FLOAT32_EPSILON).reshape(total.shape)
+    return elementwise.add_norm_gradient(
+        _rows(total), _rows(total_grad), _rows(normed_grad), FLOAT32_EPSILON
+    ).reshape(total.shape)
 
 
 def _gradient_xla(total: Array, total_grad: Array, normed_grad: Array) -> Array:

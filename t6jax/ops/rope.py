@@ -53,6 +53,5 @@ class RoPE:
         table_dtype.
         """
         angle = positions.astype(jnp.float32)[..., None] * self.frequencies(dim)
-        return tuple(
-            f(angle).astype(self.table_dtype).astype(jnp.float32) for f in (jnp.cos, jnp.sin)
-        )
+        rounded = lambda x: x.astype(self.table_dtype).astype(jnp.float32)
+        return rounded(jnp.cos(angle)), rounded(jnp.sin(angle))

@@ -52,14 +52,16 @@ def _forward(gate: Array, up: Array, kernel: bool, named: str | None) -> tuple[A
 
 
 def _backward(kernel: bool, named: str | None, residuals: tuple, grad: Array) -> tuple:
+    gate, up = residuals
     if not kernel:
-        return _gradient_xla(*residuals, grad)
-    return by_platform(_gradient_triton, _gradient_xla, *residuals, grad, implementation=named)
+        return _gradient_xla(gate, up, grad)
+    return by_platform(_gradient_triton, _gradient_xla, gate, up, grad, implementation=named)
 
 
 def _gradient_triton(gate: Array, up: Array, grad: Array) -> tuple[Array, Array]:
-    grads = swiglu_gradient(*(x.reshape(-1, x.shape[-1]) for x in (gate, up, grad)))
-    return tuple(x.reshape(gate.shape) for x in grads)
+    rows = lambda x: x.reshape(-1, x.shape[-1])
+    gate_grad, up_grad = swiglu_gradient(rows(gate), rows(up), rows(grad))
+    return gate_grad.reshape(gate.shape), up_grad.reshape(gate.shape)
 
 
 def _gradient_xla(gate: Array, up: Array, grad: Array) -> tuple[Array, Array]:

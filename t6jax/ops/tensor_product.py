@@ -125,17 +125,17 @@ _expand.defvjp(_forward, _backward)
 def _expand_triton(
     rows: Array, cos: Array, sin: Array, *, products: tuple[Product, ...]
 ) -> list[Array]:
-    dense = tensor_products.expand(*map(_tokens, (rows, cos, sin)), products)
+    dense = tensor_products.expand(_tokens(rows), _tokens(cos), _tokens(sin), products)
     return [x.reshape(*rows.shape[:2], *x.shape[1:]) for x in dense]
 
 
 def _contract_triton(
     rows: Array, cos: Array, sin: Array, *grads: Array, products: tuple[Product, ...]
 ) -> Array:
-    flat = map(_tokens, (rows, cos, sin))
-    return tensor_products.contract(*flat, [_tokens(g) for g in grads], products).reshape(
-        rows.shape
-    )
+    flat_grads = [_tokens(g) for g in grads]
+    return tensor_products.contract(
+        _tokens(rows), _tokens(cos), _tokens(sin), flat_grads, products
+    ).reshape(rows.shape)
 
 
 def _tokens(x: Array) -> Array:

@@ -99,16 +99,17 @@ class TPACache:
         tokens = TPAEntry(a_k, b_k, a_v, b_v)
         fixed = FixedFactors() if fixed is None else fixed
         _check_factors(tokens, fixed)
-        a_k, b_k, a_v, b_v = (f if t is None else t for t, f in zip(tokens, fixed, strict=True))
+        given: Any = [f if t is None else t for t, f in zip(tokens, fixed, strict=True)]
+        k_a, k_b, v_a, v_b = given  # only v_b may still be None
         layout = CacheLayout(
-            heads=a_k.shape[-1],
-            rank_k=a_k.shape[-2],
-            rank_v=a_v.shape[-2],
-            dim_k=b_k.shape[-1],
-            dim_v=(b_k if b_v is None else b_v).shape[-1],
+            heads=k_a.shape[-1],
+            rank_k=k_a.shape[-2],
+            rank_v=v_a.shape[-2],
+            dim_k=k_b.shape[-1],
+            dim_v=(k_b if v_b is None else v_b).shape[-1],
             stores_a=tokens.a_k is not None,
             stores_b=tokens.b_k is not None,
-            shared_b=b_v is None and tokens.b_k is not None,
+            shared_b=v_b is None and tokens.b_k is not None,
             head_shards=head_shards,
         )
         return cls(cache_layout.pack(layout, *tokens), layout, rope)
@@ -225,16 +226,19 @@ class TPACache:
           the cache and the factors of one shard are those of H / S heads.
         """
         layout = self._layout
-        first, axis = (query.a, 3) if isinstance(query, TPAQuery) else (query, 2)
+        factored = isinstance(query, TPAQuery)
+        first, axis = (query.a, 3) if factored else (query, 2)
         first = cache_layout.split_heads(layout, first, axis)
         # where the mesh's axes are Explicit, all shards lie as the cache's do, or else as the
         # query's
         guide, at = (self._rows, 2) if self._rows.ndim == 4 else (first, axis)
         mesh_axis = jax.typeof(guide).sharding.spec[at]
         first = cache_layout.place_axis(first, axis, mesh_axis)
-        query, query_axes = (
-            (TPAQuery(first, query.b), TPAQuery(axis, None)) if axis == 3 else (first, axis)
-        )
+        query_axes: Any = axis
+        if factored:
+            query, query_axes = TPAQuery(first, query.b), query._replace(a=axis, b=None)
+        else:
+            query = first
 
         def split(a: Array) -> Array:
             a = jnp.moveaxis(cache_layout.split_heads(layout, a), -2, 0)
@@ -243,7 +247,7 @@ class TPACache:
         fixed = fixed._replace(
             a_k=jax.tree.map(split, fixed.a_k), a_v=jax.tree.map(split, fixed.a_v)
         )
-        fixed_axes = FixedFactors(
+        fixed_axes = fixed._replace(
             **{
                 name: None if x is None or name in ("b_k", "b_v") else 0
                 for name, x in fixed._asdict().items()
@@ -273,10 +277,11 @@ def key_value_factors(
     Returns:
       Every factor, [B, T, R, .]; an axis B or T that it does not depend on may have size 1.
     """
-    a_k, b_k, a_v, b_v = (
+    given: Any = [
         t if t is not None or f is None else f[None, None]
         for t, f in zip(tokens, fixed, strict=True)
-    )
+    ]
+    a_k, b_k, a_v, b_v = given  # only b_v may still be None
     return TPAEntry(a_k, b_k if rope is None else rope(b_k, positions), a_v, _or(b_v, b_k))
 
 

@@ -25,7 +25,7 @@ def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampl
     workdir, _ = locate(ckpt)
     tokenizer = run_tokenizer(workdir, read_data_config(workdir))
     if prompt is None:
-        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+        prompt = str(sys.stdin.buffer.read(), "utf-8", "replace")
     model, config = load(ckpt)
     tokens = [
         tokenizer.document_start,

@@ -169,7 +169,9 @@ class _Loop:
         pending: collections.deque[tuple] = collections.deque()
         self._clock, self._counted = time.perf_counter(), start
         with _signals() as caught:
-            stop = Stop(self._trainer.mesh, caught)
+            mesh = self._trainer.mesh
+            assert isinstance(mesh, jax.sharding.Mesh), "a run is on devices"
+            stop = Stop(mesh, caught)
             for step in range(start + 1, total + 1):
                 asked = time.perf_counter()
                 rows = next(batches)

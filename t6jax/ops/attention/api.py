@@ -62,7 +62,7 @@ def causal_attention(
       NotImplementedError: the named implementation does not take the call.
     """
     _check(query, key, value, chunks)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (
         checkpoint_name(x, name)
         for x, name in ((query, names.QUERY), (key, names.KEY), (value, names.VALUE))
@@ -70,11 +70,11 @@ def causal_attention(
     arrays = query, key, value, segment_ids, chunks
     plan = _plan(implementation, *arrays)
     if plan is None:
-        return checkpoint_name(xla.attend(*arrays, scale=scale)[0], names.ATTENTION)
-    if scale <= 0:  # which the kernels do not take
-        arrays = query * (-1 if scale else 0), *arrays[1:]
-        scale = -scale or 1.0
-    return _attention(*arrays, scale, plan)
+        return checkpoint_name(xla.attend(*arrays, scale=factor)[0], names.ATTENTION)
+    if factor <= 0:  # which the kernels do not take
+        arrays = query * (-1 if factor else 0), *arrays[1:]
+        factor = -factor or 1.0
+    return _attention(*arrays, factor, plan)
 
 
 class Plan(NamedTuple):
@@ -170,7 +170,7 @@ def _backward(scale: float, plan: Plan, residuals: tuple, grad: Array) -> tuple:
     kernel = functools.partial(KERNELS[plan.gradient].gradient, scale=scale)
 
     def definition(query, key, value, segment_ids, chunks, out, lse, grad):
-        attend = lambda *qkv: xla.attend(*qkv, segment_ids, chunks, scale=scale)[0]
+        attend = lambda q, k, v: xla.attend(q, k, v, segment_ids, chunks, scale=scale)[0]
         return jax.vjp(attend, query, key, value)[1](grad)
 
     grads = implementations.by_platform(

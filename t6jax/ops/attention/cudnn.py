@@ -108,16 +108,23 @@ def gradient(
     scale: float,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S G D"], Float[Array, "B S G E"]]:
     """The gradients of query, key and value from out's, and from what `attend_with_lse` gave."""
-    wide = _one_width(query, key, value, out, grad)
-    query_grads, totals = [], None
+    q, k, v, o, do = _one_width(query, key, value, out, grad)
+    query_grads: list[Array] = []
+    pair_grads: list[Array] = []  # of key and value, summed over the pieces
     for p in pieces(query, key, segment_ids, chunks):
-        d_query, *d_pair = _gradient(p, *wide, lse, scale)
+        d_query, *d_pair = _gradient(p, q, k, v, o, do, lse, scale)
         query_grads.append(d_query)
         rest = [(0, 0), (0, key.shape[1] - p.keys), (0, 0), (0, 0)]
         d_pair = [jnp.pad(x, rest) if p.keys < key.shape[1] else x for x in d_pair]
-        totals = d_pair if totals is None else [x + y for x, y in zip(totals, d_pair, strict=True)]
-    grads = _joined(query_grads, axis=1), *totals
-    return tuple(g[..., : x.shape[-1]] for g, x in zip(grads, (query, key, value), strict=True))
+        pair_grads = (
+            [x + y for x, y in zip(pair_grads, d_pair, strict=True)] if pair_grads else d_pair
+        )
+    d_key, d_value = pair_grads
+    return (
+        _joined(query_grads, axis=1)[..., : query.shape[-1]],
+        d_key[..., : key.shape[-1]],
+        d_value[..., : value.shape[-1]],
+    )
 
 
 def _gradient(

@@ -98,12 +98,12 @@ def gradient(
     scale: float,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S G D"], Float[Array, "B S G E"]]:
     """The gradients of query, key and value from out's, and from what the forward pass gave."""
-    grads = gradient_kernel.attention_gradient(
+    d_query, d_key, d_value = gradient_kernel.attention_gradient(
         *(query, key, value, out, lse, grad, _numbers(chunks)),
         scale=scale,
         sms=target_gpu().multiprocessors,
     )
-    return tuple(grads)
+    return d_query, d_key, d_value
 
 
 def _numbers(chunks: tuple | None) -> Int[Array, "2"] | None:

@@ -55,11 +55,11 @@ def _masked(
 
     @jax.checkpoint
     def one_group(arrays: tuple[Array, ...]) -> tuple[Array, Array]:
-        row, *arrays = arrays
+        row, *qkv = arrays
         seen = None if mask is None else mask[row if len(mask) > 1 else 0][None]
-        arrays = (x[None, :, None] for x in arrays)
+        q, k, v = (x[None, :, None] for x in qkv)
         # without a name: no rematerialisation policy may keep the scores of all groups
-        out, lse = _scored(*arrays, seen, scale, causal, named=False)
+        out, lse = _scored(q, k, v, seen, scale, causal, named=False)
         return out[0, :, 0], lse[0, 0]
 
     def by_group(x: Array) -> Array:

@@ -1,10 +1,12 @@
 """`t6jax.decode`: attention of new tokens over a TPA cache."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode.cache_layout import CacheLayout
@@ -69,9 +71,9 @@ def decode(
     fixed = FixedFactors() if fixed is None else fixed
     lengths = _check(query, cache, lengths, fixed)
     features = query.b if isinstance(query, TPAQuery) else query
-    scale = features.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = features.shape[-1] ** -0.5 if scale is None else scale
     refusals = {
-        name: functools.partial(kernel.unsupported, cache, scale)
+        name: functools.partial(kernel.unsupported, cache, factor)
         for name, kernel in KERNELS.items()
     }
 
@@ -83,11 +85,13 @@ def decode(
             f"H={c.heads}, D={c.dim_k}, E={c.dim_v}"
         )
 
+    results: Any
     takers = implementations.choose("decode", refusals, implementation, kind)
     if takers:
-        out, lse = _decode(query, cache, lengths, fixed, scale, takers, implementation)
+        results = _decode(query, cache, lengths, fixed, factor, takers, implementation)
     else:
-        out, lse = xla.decode(query, cache, lengths, fixed, scale=scale)
+        results = xla.decode(query, cache, lengths, fixed, scale=factor)
+    out, lse = results
     out = out.astype(features.dtype)
     return (out, lse) if return_lse else out
 
@@ -180,7 +184,7 @@ def _check(
         raise InputError(
             f"lengths must be integers of shape [{batch}], got {lengths.dtype}{list(lengths.shape)}"
         )
-    if not isinstance(lengths, jax.core.Tracer):
+    if not isinstance(lengths, Tracer):
         values = np.asarray(lengths)
         if values.size and not 0 <= values.min() <= values.max() <= max_length:
             raise InputError(

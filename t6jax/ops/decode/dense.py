@@ -26,14 +26,14 @@ def decode_dense(
     Scores, softmax and sums are float32; the result has the query's dtype.
     """
     (batch, new, heads, dim), (room, groups) = query.shape, key.shape[1:3]
-    scale = dim**-0.5 if scale is None else scale
+    factor: float = dim**-0.5 if scale is None else scale
     grouped = query.reshape(batch, new, groups, heads // groups, dim)
     with jax.default_matmul_precision("highest"):
         # half-precision products are exact in float32: nothing is gained by widening the cache
         # first
         logits = jnp.einsum("bngqd,bmgd->bngqm", grouped, key, preferred_element_type=jnp.float32)
         seen = visible(jnp.clip(lengths, 0, room), new, room)
-        p, _ = masked_softmax(logits.reshape(batch, new, heads, room) * scale, seen)
+        p, _ = masked_softmax(logits.reshape(batch, new, heads, room) * factor, seen)
         # tokens after the length may hold anything, NaN too, which a zero weight does not cancel
         value = jnp.where(jnp.any(seen, axis=1)[:, :, None, None], value, 0)
         p = p.reshape(batch, new, groups, heads // groups, room).astype(value.dtype)

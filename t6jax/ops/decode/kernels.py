@@ -34,7 +34,7 @@ def decode(
         options["a"] = (fixed.a_k, fixed.a_v)
     if fixed.b_k is not None:
         options["b"] = _table(cache, fixed)
-    return flash_tpa.decode(
+    results: Any = flash_tpa.decode(
         query,
         cache.rows,
         lengths,
@@ -45,6 +45,7 @@ def decode(
         return_lse=True,
         **options,
     )
+    return results
 
 
 def _rotation(cache: TPACache) -> Rotation | None:
@@ -58,6 +59,7 @@ def _rotation(cache: TPACache) -> Rotation | None:
 def _table(cache: TPACache, fixed: FixedFactors) -> Float[Array, "M W_B"]:
     """The fixed B factors at each position, RoPE applied to the keys'."""
     positions = jnp.arange(cache.max_length)
+    assert fixed.b_k is not None
     b_k = fixed.b_k[None]
     b_v = b_k if fixed.b_v is None else fixed.b_v[None]
     if cache.rope is not None:

@@ -3,6 +3,7 @@ tested against.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def decode(
         return _decode(query, cache, fixed, lengths, scale)
     # each shard by itself, so that shards which lie on several devices stay there
     arguments, axes = cache.by_head_shard(query, fixed)
-    each = jax.vmap(functools.partial(_decode, scale=scale), in_axes=(*axes, None), out_axes=2)
+    each: Any = jax.vmap(functools.partial(_decode, scale=scale), in_axes=(*axes, None), out_axes=2)
     out, lse = each(*arguments, lengths)
     return (
         cache_layout.merge_heads(cache.layout, out, 2),
@@ -57,7 +58,7 @@ def _decode(
 ) -> tuple[Float[Array, "B N H E"], Float[Array, "B N H"]]:
     room = cache.max_length
     lengths = jnp.clip(lengths, 0, room)
-    factors = key_value_factors(cache.stored(), fixed, cache.rope, jnp.arange(room)[None])
+    factors: Any = key_value_factors(cache.stored(), fixed, cache.rope, jnp.arange(room)[None])
     # what is the same for all sequences or tokens, for each of them
     mesh_axis = jax.typeof(cache.rows).sharding.spec[0]
     whole = (
