@@ -16,6 +16,7 @@ one more axis, which a mesh can split.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +168,9 @@ def place_axis(x: jax.Array, axis: int, name) -> jax.Array:
     )
 
 
-def pack(layout: CacheLayout, a_k=None, b_k=None, a_v=None, b_v=None) -> jax.Array:
+def pack(
+    layout: CacheLayout, a_k: Any = None, b_k: Any = None, a_v: Any = None, b_v: Any = None
+) -> jax.Array:
     """Factors a [..., R, H] and b [..., R, D] to rows [..., *layout.row_shape]. Those that it
     leaves out are not looked at.
     """
