@@ -186,7 +186,9 @@ def generate(
             " or token ids"
         )
     encoder: Any = tokenizer  # not None where there are strings
-    ids: Any = [encode(encoder, prompt) for prompt in prompts] if strings else prompts
+    ids: Any = prompts
+    if strings:
+        ids = [encode(encoder, text) for text in ids]
     if stop_tokens is None:
         stop_tokens = () if tokenizer is None else (tokenizer.document_start,)
     if vocab_size is None:

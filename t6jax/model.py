@@ -257,7 +257,8 @@ class T6(nnx.Module):
         if isinstance(self.blocks, nnx.List):
             entries = []
             for block in self.blocks:
-                x, update, entry = block(x, update, positions, segment_ids)
+                layer: Any = block
+                x, update, entry = layer(x, update, positions, segment_ids)
                 entries.append(entry)
             return add_norm(x, update)[1], entries
 
