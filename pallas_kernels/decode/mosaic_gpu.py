@@ -498,7 +498,8 @@ def _combine(
         top, total, acc = lax.fori_loop(0, lax.div(count + (chunk - 1), chunk), merge, carry)
         seen = (count > 0) & (visible > 0)
         out = acc * jnp.where(seen, 1 / (R_V * total), 0.0)
-        out_ref[b, n, h, pl.ds(e, width)] = jnp.where(seen, out, 0.0).astype(dtype)
+        result = jnp.where(seen, out, 0.0).astype(dtype)
+        stores.store_short_row(out_ref, (b, n, h, pl.ds(e, width)), result)
         lse_ref[b, n, h] = jnp.where(seen, (top + jnp.log2(total)) * (1 / LOG2E), -jnp.inf)
 
     return plgpu.kernel(

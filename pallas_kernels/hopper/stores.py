@@ -1,4 +1,4 @@
-"""Stores of some rows of an array only."""
+"""Stores of some rows of an array only, and of rows shorter than a cache line."""
 
 import numpy as np
 from jax.experimental.mosaic.gpu import utils
@@ -9,6 +9,17 @@ from jaxlib.mlir.dialects import arith, vector
 from pallas_kernels.hopper.index import constant, row_in_warp
 from pallas_kernels.hopper.inline import inline_mgpu
 from pallas_kernels.hopper.layouts import SCALAR
+
+
+def store_short_row(ref, index, value):
+    """ref[index] = value, where the row in global memory may be shorter than a cache line.
+
+    From JAX 0.12 on, plain stores to global memory must fill whole cache lines of 128 bytes.
+    """
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref.at[index], value, optimized=False)
+    else:
+        ref[index] = value
 
 
 def store_rows(ref, value, n, h, layout):
