@@ -63,15 +63,15 @@ def decode(
     becomes part of B.
     """
     factors = isinstance(query, tuple | list)
-    query = tuple(query) if factors else (query,)
-    dtype = query[0].dtype
+    arrays = tuple(query) if isinstance(query, tuple | list) else (query,)
+    dtype = arrays[0].dtype
     scale = layout.dim_k**-0.5 if scale is None else scale
     _check(rows, layout, a, b, rotation)
     run = KERNELS[kernel]
     run.check(layout, rows.dtype, rotation, scale)
 
     # head shards: a_q [B, N, R_Q, S, H / S] or q [B, N, S, H / S, D], and a [R, S, H / S]
-    query = (split_heads(layout, query[0], 3 if factors else 2), *query[1:])
+    arrays = (split_heads(layout, arrays[0], 3 if factors else 2), *arrays[1:])
     fixed_a = () if a is None else tuple(split_heads(layout, x) for x in a)
     fixed_b = () if b is None else (b,)
     options = dict(rotation=rotation, scale=scale, dtype=dtype) | (
@@ -80,7 +80,7 @@ def decode(
     part = functools.partial(
         _part, attend=functools.partial(run.attend, **options), layout=layout.shard
     )
-    out, lse = on_each_device(part, query, rows, lengths.astype(jnp.int32), fixed_a, fixed_b)
+    out, lse = on_each_device(part, arrays, rows, lengths.astype(jnp.int32), fixed_a, fixed_b)
     out, lse = merge_heads(layout, out, 2), merge_heads(layout, lse, 2)
     return (out, lse) if return_lse else out
 
