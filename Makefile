@@ -70,7 +70,7 @@ test-oldest: .venv-oldest/installed
 lint: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+	$(PYTHON) -m pyright --project pyproject.toml --pythonpath $(PYTHON)
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet

@@ -16,8 +16,8 @@ def store_short_row(ref, index, value):
 
     From JAX 0.12 on, plain stores to global memory must fill whole cache lines of 128 bytes.
     """
-    if hasattr(plgpu, "store"):
-        plgpu.store(ref.at[index], value, optimized=False)
+    if store := getattr(plgpu, "store", None):
+        store(ref.at[index], value, optimized=False)
     else:
         ref[index] = value
 
