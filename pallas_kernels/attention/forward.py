@@ -121,9 +121,8 @@ def _kernel(operands, scale, sms):
         queries = Chunks(chunks_ref[0] if chunks_ref else None, T // ROWS)
         rows = lambda i, tile_row: pl.ds(i * BLOCK + tile_row * ROWS, ROWS)
         seen = lambda i, tile_row: queries.position(GROUPS * i + tile_row) + 1  # tiles of keys
-        keys = lambda i, n: pl.ds(
-            (seen(i, GROUPS - 1) - 1 - n) * ROWS, ROWS
-        )  # of tile n, counted from the last that is seen
+        # the keys of tile n, counted from the last that is seen
+        keys = lambda i, n: pl.ds((seen(i, GROUPS - 1) - 1 - n) * ROWS, ROWS)
 
         def for_each_item(body):
             """Calls body(b, h, i, number, step) -> step for each item, counting items and tiles of

@@ -318,9 +318,8 @@ def _kernel(query, key, value, grad, start_s, start_dp, chunks, scale, sms, size
                             plgpu.copy_gmem_to_smem(sums_of(p), sums_s.at[p], sums_full)
 
                     if shared:
-                        done = (
-                            lax.div(c.index, buffers) * (position + 1) + earlier
-                        )  # visits, those of earlier heads too
+                        # visits, those of earlier heads included
+                        done = lax.div(c.index, buffers) * (position + 1) + earlier
                         # mostly the visits before are done by now; where not, this member says that
                         # the block before is done, and waits
                         ready = votes.reached(counts.at[i], done)

@@ -9,19 +9,19 @@ themselves, whatever the lengths are, and leave one unnormalised result for each
 block touched. `_combine` merges a sequence's results by their log-sum-exps; it is launched while
 `_partials` still runs and waits on the device.
 
-Inside a block (one warpgroup) a tile of tokens comes by TMA into a ring of shared-memory stages.
-Heads are the rows of the tensor-core products, 64 at a time, tokens the columns:
-    S   = q [64, D] @ b_k^T [D, tokens]     one wgmma for each rank of K
-    S  *= a_k^T                             [heads, tokens], read transposed out of shared memory by
-    ldmatrix
-    P   = exp2(S - max)                     online softmax in float32; a row's maximum needs two
-    shuffles, no barrier
-    O  += (P * a_v^T) @ b_v                 one wgmma for each rank of V, its left operand straight
-    from registers
-Heads past H compute on whatever lies there and are never stored; a head's row mixes with no other
-row.
+Inside a block (one warpgroup) TMA brings a tile of tokens into a ring of shared-memory stages.
+Heads are the rows of the tensor-core products, 64 at a time, and tokens are the columns:
 
-`pallas_kernels.flash_tpa.decode` calls `attend`.
+    S   = q [64, D] @ b_k^T [D, tokens]  one wgmma for each rank of K
+    S  *= a_k^T                          [heads, tokens]; ldmatrix reads it transposed
+    P   = exp2(S - max)                  online softmax in float32; a row's maximum takes two
+                                         shuffles and no barrier
+    O  += (P * a_v^T) @ b_v              one wgmma for each rank of V; its left operand comes from
+                                         registers
+
+Rows past head H compute on undefined numbers and are never stored: no row depends on another.
+
+`pallas_kernels.decode.flash_tpa.decode` calls `attend`.
 """
 
 import dataclasses
@@ -43,9 +43,8 @@ from pallas_kernels.device import multiprocessors
 from pallas_kernels.hopper import index, loads, rope, stores, warps
 from pallas_kernels.hopper.layouts import PARTIALS, ROW, ROWS, WARP_PARTIALS, WARP_ROWS, WGMMA
 
-LOWEST = (
-    -1e30
-)  # where running maxima start: finite, so that a tile without visible tokens gives no NaN
+# Running maxima start here: finite, so that a tile without visible tokens gives no NaN.
+LOWEST = -1e30
 LOG2E = math.log2(math.e)
 SHARED_MEMORY = 227 * 1024
 
@@ -80,9 +79,8 @@ class _Boxes:
             return cls(0, 1, 0)
         ranks, heads = layout.rank_k + layout.rank_v, layout.padded_heads
         pitch = lambda n: n * heads + (8 if n * heads // 8 % 2 == 0 else 0)
-        count = next(
-            c for c in range(1, ranks + 1) if pitch(-(-ranks // c)) <= 256
-        )  # TMA: at most 256 numbers a side
+        # TMA takes at most 256 numbers per axis
+        count = next(c for c in range(1, ranks + 1) if pitch(-(-ranks // c)) <= 256)
         return cls(count, -(-ranks // count), pitch(-(-ranks // count)))
 
 
@@ -195,9 +193,10 @@ def _partials(
         warp_rows = [
             (lax.axis_index("group") * len(row_blocks) + i) * 4 + warps.warp() for i in row_blocks
         ]
+        # (token, first head) of each
         rows_of = [
             (lax.div(w, token_warps), lax.rem(w, token_warps) * WARP_ROWS) for w in warp_rows
-        ]  # token, first head
+        ]
         schedule = WorkSplit(lengths_ref, B, M, T, blocks)
         start, stop = schedule.start(g), schedule.start(g + 1)
         b0, t0 = schedule.locate(start)

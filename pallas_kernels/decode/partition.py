@@ -1,10 +1,9 @@
-"""Runs a decode kernel on each device's own part of arguments that are spread over a mesh, and
-under vmap.
+"""Runs a decode kernel on each device's shard of its arguments, and under vmap.
 
-Three axes of the arguments concern nobody but one device: the sequences, the shares of heads, and
-under vmap the mapped axis, which becomes part of the sequences. The compiler sees a kernel as a
-black box, and would gather what goes into it; so it is told, in the way that the mesh asks for:
-with Auto axes by a partitioning rule, with Explicit ones by shard_map.
+A device can work alone along three axes of the arguments: the sequences, the head shards, and under
+vmap the mapped axis, which is joined to the sequences. The compiler cannot look into a kernel and
+would gather its arguments. It is told how to split the call in the way that the mesh's axes ask
+for: a partitioning rule for Auto axes, shard_map for Explicit ones.
 """
 
 import functools
@@ -19,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 
 def on_each_device(kernel, query, rows, lengths, a, b):
-    """kernel(query, rows, lengths, a, b) -> (out [B, N, S, H, E], lse [B, N, S, H]), each device
-    its own part.
+    """Calls kernel(query, rows, lengths, a, b) on each device with that device's shards.
+
+    Returns (out [B, N, S, H, E], lse [B, N, S, H]).
 
     query    (a_q [B, N, R_Q, S, H], b_q [B, N, R_Q, D]) or (q [B, N, S, H, D],)
     rows     [B, M, S, W], or [B, M, W] where all heads read the same
@@ -49,8 +49,8 @@ def on_each_device(kernel, query, rows, lengths, a, b):
 
 
 def _axes(arguments):
-    """The arguments, each with the letters of its axes: b the sequences, s the shares of heads; and
-    the results.
+    """The letters of each argument's axes, and of the results': b is the sequences, s the head
+    shards.
     """
     query, rows, _, a, b = arguments
     letters = (
@@ -64,8 +64,8 @@ def _axes(arguments):
 
 
 def _parts(arguments, specs):
-    """How the arguments and the results are to be split: as the cache is, which must not move, or
-    else as the query is.
+    """How to split the arguments and the results: as the cache is split, since it must not move;
+    along an axis that the cache does not split, as the query is.
     """
     letters, results = _axes(arguments)
     axis = {}
@@ -118,9 +118,8 @@ def _under_vmap(kernel):
     @run.def_vmap
     def rule(size, mapped, *arguments):
         query, rows, lengths, a, b = arguments
-        if not mapped[1] or any(
-            jax.tree.leaves(mapped[3:])
-        ):  # one cache for all, or constants for each: one after another
+        # one cache for all, or fixed factors for each: one call after another
+        if not mapped[1] or any(jax.tree.leaves(mapped[3:])):
             at = lambda i: jax.tree.map(
                 lambda x, one_each: x[i] if one_each else x, arguments, tuple(mapped)
             )

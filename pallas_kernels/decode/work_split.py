@@ -1,5 +1,6 @@
-"""How the blocks of a kernel divide the tokens of sequences of different lengths, worked out on the
-GPU from the lengths.
+"""Divides the tokens of sequences of different lengths among the thread blocks of a kernel.
+
+The GPU computes the division from the lengths, so that lengths are data and nothing recompiles.
 """
 
 import jax.numpy as jnp
@@ -9,41 +10,42 @@ from pallas_kernels.hopper.warps import lane, warp_reduce, warp_scan
 
 
 def shares(total, blocks):
-    """(share, longer): the first `longer` blocks have share + 1 tiles, the others share, as long as
-    there are any left.
+    """Returns (share, longer): the first `longer` blocks have share + 1 tiles each, the others
+    `share` tiles each, until no tile is left.
     """
     share, rest = lax.div(total, blocks), lax.rem(total, blocks)
     return share, jnp.where(2 * rest >= blocks, blocks, rest)
 
 
 def first_tile(block, total, share, longer):
+    """The first tile of a block; `total` where the block has none."""
     return jnp.minimum(block * share + jnp.minimum(block, longer), total)
 
 
 def block_of(tile, share, longer):
-    behind = tile - longer * (share + 1)
+    """The block that has this tile."""
+    past_longer = tile - longer * (share + 1)
     return jnp.where(
-        behind < 0, lax.div(tile, share + 1), longer + lax.div(behind, jnp.maximum(share, 1))
+        past_longer < 0,
+        lax.div(tile, share + 1),
+        longer + lax.div(past_longer, jnp.maximum(share, 1)),
     )
 
 
 class WorkSplit:
     """Divides the tiles of all sequences, laid end to end, evenly among `blocks`.
 
-    Block g has the tiles [start(g), start(g + 1)): no two blocks differ by more than a tile; or,
-    where most of them would have the longer share anyway, all take that, the last ones what is
-    left: fewer parts are merged sooner. The pair (g, b), a block and a sequence that it touches,
-    keeps its result in slot g + b: along the tiles neither g nor b ever falls and one of them rises
-    from pair to pair. Every warp works this out for itself, a sequence a lane.
+    Block g has the tiles [start(g), start(g + 1)). Blocks differ by one tile at most. Where most
+    blocks would have the longer share, all of them take it and the last ones take what is left:
+    then fewer partial results are merged, and sooner. A block g that touches a sequence b keeps its
+    partial result in slot g + b. No slot is used twice: from one pair (g, b) to the next along the
+    tiles, neither number falls and one of them rises. Every warp computes the division for itself,
+    one sequence per lane.
     """
 
     def __init__(self, lengths_ref, batch, capacity, tokens, blocks):
-        self.lengths_ref, self.batch, self.capacity, self.tokens = (
-            lengths_ref,
-            batch,
-            capacity,
-            tokens,
-        )
+        self.lengths_ref, self.batch = lengths_ref, batch
+        self.capacity, self.tokens = capacity, tokens
         self.lane = lane()
         self.total = self.before(batch)
         self.share, self.longer = shares(self.total, blocks)
@@ -113,8 +115,9 @@ class WorkSplit:
         )
 
     def after(self, b, t, left):
-        """The tile after tile t of sequence b, which has `left` tiles from t on: (sequence, tile,
-        its `left`).
+        """The tile that follows tile t of sequence b, as (sequence, tile, tiles left from it on).
+
+        left: tiles left in sequence b from t on.
         """
 
         def next_sequence(b, t, left):

@@ -1,5 +1,6 @@
-"""Attention mechanisms, one file each, all behind the interface of `base`; here they are registered
-by name. `register` adds one of your own.
+"""Attention mechanisms, one file each, all with the interface of `base`.
+
+They are registered here by name; `register` adds one of your own.
 """
 
 import dataclasses

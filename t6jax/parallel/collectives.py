@@ -19,6 +19,7 @@ PRIMITIVES = {
     "all_to_all": "all-to-all",
     "ppermute": "collective-permute",
 }
+# The dtypes whose bits are not the number in their name.
 BITS = {
     "token": 0,
     "pred": 8,
@@ -28,7 +29,7 @@ BITS = {
     "f64": 64,
     "s4": 4,
     "u4": 4,
-}  # others: the number in the name
+}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALL = re.compile(r"(?:to_apply|calls|body|condition)=(%?[\w.\-]+)|branch_computations=\{(.*?)\}")

@@ -75,9 +75,8 @@ def devices_for(
         (count // GPUS_PER_NODE, GPUS_PER_NODE) if count % GPUS_PER_NODE == 0 else (1, count)
     )
     topology = topologies.get_topology_desc(platform="cuda", topology=f"1x{nodes}x{each}")
-    return topology.devices, {
-        "xla_gpu_autotune_level": "0"
-    }  # there is nothing to try algorithms on
+    # no autotuning: there is no device to try algorithms on
+    return topology.devices, {"xla_gpu_autotune_level": "0"}
 
 
 def main() -> None:
