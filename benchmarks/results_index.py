@@ -11,6 +11,8 @@ RECORDS = {
     "data_cpu-2-cores": "preparing and loading data on 2 CPU cores",
     "data_nvidia_h200": "preparing and loading data, and training's waits for it, on a GPU host",
     "decode_nvidia_h200": "FlashTPA, XLA, FlashAttention-3 and FlashMLA decoding one token",
+    "decode_quick_before_nvidia_h200": "fewer decode cases, before packages were rearranged",
+    "decode_quick_nvidia_h200": "the same after it, on the same card in the same minutes",
     "evaluation_nvidia_h200": "requests scored a second by t6jax and by a Hugging Face Llama",
     "scaling_nvidia_h100_80gb_hbm3": "T6 medium's training step on one GPU and on two",
     "scaling_sequence_by_masks_nvidia_h100_80gb_hbm3": "the same before attention ran in chunks",
