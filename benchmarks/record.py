@@ -59,7 +59,8 @@ def write(folder: pathlib.Path, benchmark: str, record: Record) -> pathlib.Path:
 
 def read(path: pathlib.Path | str) -> Record:
     """A record by its path; a bare file name is one of benchmarks/results."""
-    return json.loads((RESULTS / path).read_text())
+    path = pathlib.Path(path)
+    return json.loads((RESULTS / path if path.name == str(path) else path).read_text())
 
 
 def commit(folder: pathlib.Path = ROOT) -> str | None:
