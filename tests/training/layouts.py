@@ -1,11 +1,12 @@
 """Trains tiny models over 8 virtual CPU devices in every layout and prints what it measured, for
 test_layouts.py.
 
-usage: python tests/training/layouts.py, in the repository's root
+usage: python tests/training/layouts.py [--all], in the repository's root
 """
 
 import json
 import os
+import sys
 
 # unoptimized code: the compiler's time is most of this program's
 os.environ["XLA_FLAGS"] = (
@@ -63,13 +64,23 @@ GROWING = (
     ("tensor 4 x data 2", MANY_LOGITS, {}),
 )
 # (mechanism, layout, document masking, accumulation steps)
+OF_TPA = [
+    *(("tpa", layout, False, 1) for layout in LAYOUTS),
+    *(("tpa", layout, True, 2) for layout in ("one", MIXED)),
+]
+# each time: the mechanisms whose heads and cache differ most from TPA's, over all axes but data
 CASES = [
+    *OF_TPA,
+    *((name, layout, False, 1) for name in ("mla", "gqa") for layout in ("one", MIXED)),
+]
+ALL_CASES = [
+    *OF_TPA,
     *(
         (name, layout, False, 1)
         for name in MECHANISMS
-        for layout in (LAYOUTS if name == "tpa" else OF_EACH_MECHANISM)
+        if name != "tpa"
+        for layout in OF_EACH_MECHANISM
     ),
-    *(("tpa", layout, True, 2) for layout in ("one", MIXED)),
 ]
 
 
@@ -202,7 +213,7 @@ def run(case: tuple, states: dict) -> dict:
 
 if __name__ == "__main__":
     starts: dict = {}
-    for case in CASES:
+    for case in ALL_CASES if "--all" in sys.argv else CASES:
         print(json.dumps(run(case, starts)), flush=True)
     print(json.dumps([growth(*what) for what in GROWING]))
     print(json.dumps(kept_of_layers()))

@@ -13,14 +13,18 @@ from tests.conftest import ROOT, process_options
 MIXED = "fsdp 2 x tensor 2 x sequence 2"
 
 
-@pytest.fixture(scope="module")
-def printed() -> list:
+def measure(*flags: str) -> list:
+    """What layouts.py prints."""
     options = process_options()
     options["env"] |= {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "tests/training/layouts.py"], **options, check=True, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "tests/training/layouts.py", *flags]
+    done = subprocess.run(command, **options, check=True, stdout=subprocess.PIPE)
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def printed() -> list:
+    return measure()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,18 @@ def test_full_logits_are_told_from_what_else_is_sent():
 
 @pytest.mark.slow
 def test_every_layout_gives_the_losses_of_a_single_device(runs):
-    assert len(runs) == 6 + 4 * 4 + 2
+    assert len(runs) == 6 + 2 + 2 * 2
+    are_those_of_a_single_device(runs)
+
+
+@pytest.mark.exhaustive
+def test_every_mechanism_gives_the_losses_of_a_single_device():
+    runs = measure("--all")[:-2]
+    assert len(runs) == 6 + 2 + 4 * 4
+    are_those_of_a_single_device(runs)
+
+
+def are_those_of_a_single_device(runs: list[dict]) -> None:
     # Sums are taken in another order. A step's loss is off by a few epsilon (6e-8) of sums of 32 to
     # 256 terms; Adam's division turns a gradient's relative error into one of its step, at most
     # 1e-2 of a weight, which 8 steps add up.
