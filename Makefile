@@ -13,7 +13,8 @@ PYTHON := .venv/bin/python
 RUN := runs/quickstart
 PROMPT := def __init__(self
 SETUP := pyproject.toml requirements.txt requirements-test.txt requirements-torch.txt scripts/setup.sh
-PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# one process more than cores: many tests wait for processes that they start
+PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 # without the files that compile much: models, kernels under an interpreter, training, programs
 QUICK := tests/config tests/data tests/ops tests/evaluation/test_p*.py tests/interop/test_reference.py \
 	tests/attention/test_bad_input.py tests/attention/test_counts.py tests/attention/test_tpa.py \

@@ -131,6 +131,36 @@ def test_the_dry_run_shows_the_papers_xl():
             "--config.stps: there is no such key (did you mean steps?); the keys of the config are "
             "seed, steps, ",
         ),
+        ([TINY, "--config.steps=many"], "--config.steps=many"),
+        (
+            [TINY, "--config.model.attention.rank_q=0"],
+            "model.attention.rank_q must be at least 1; got 0",
+        ),
+        (
+            [TINY, "--config.data.source=nowhere"],
+            "data.source='nowhere': there is no such file or folder",
+        ),
+        (
+            [TINY, "--config.model.vocab_size=100"],
+            "vocabulary of 257, larger than model.vocab_size=100",
+        ),
+        (
+            ["--config=configs/nowhere.py"],
+            "--config=configs/nowhere.py: there is no such config file",
+        ),
+        ([], "--config is required"),
+        ([TINY, "extra"], "'extra' is not a flag"),
+    ],
+)
+def test_what_train_cannot_do_is_named(tmp_path, flags, message):
+    assert message in error("train.py", f"--workdir={tmp_path / 'run'}", *flags)
+
+
+# tests/config and test_config_file.py hold the same checks without a process for each
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
         (
             [TINY, "--config.model.rank=3"],
             "--config.model.rank: there is no such key; the keys of model are vocab_size, ",
@@ -152,11 +182,6 @@ def test_the_dry_run_shows_the_papers_xl():
             [TINY, "--coordinator=nohost", "--num_processes=2", "--process_id=1"],
             "--coordinator='nohost' must be HOST:PORT",
         ),
-        ([TINY, "--config.steps=many"], "--config.steps=many"),
-        (
-            [TINY, "--config.model.attention.rank_q=0"],
-            "model.attention.rank_q must be at least 1; got 0",
-        ),
         (
             [TINY, "--config.accumulation_steps=3"],
             "batch_size=4 must be a multiple of accumulation_steps=3",
@@ -175,26 +200,12 @@ def test_the_dry_run_shows_the_papers_xl():
             "too few tokens in val_000000.bin",
         ),
         (
-            [TINY, "--config.data.source=nowhere"],
-            "data.source='nowhere': there is no such file or folder",
-        ),
-        (
-            [TINY, "--config.model.vocab_size=100"],
-            "vocabulary of 257, larger than model.vocab_size=100",
-        ),
-        (
-            ["--config=configs/nowhere.py"],
-            "--config=configs/nowhere.py: there is no such config file",
-        ),
-        (
             ["--config=configs/nowhere.py", "--config.steps=3"],
             "--config=configs/nowhere.py: there is no such config file",
         ),
-        ([], "--config is required"),
-        ([TINY, "extra"], "'extra' is not a flag"),
     ],
 )
-def test_what_train_cannot_do_is_named(tmp_path, flags, message):
+def test_what_else_train_cannot_do_is_named(tmp_path, flags, message):
     assert message in error("train.py", f"--workdir={tmp_path / 'run'}", *flags)
 
 
@@ -214,6 +225,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
     assert not [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_plans_for_devices_that_are_not_there():
     plan = program(
         "train.py", "--config=configs/xl_tpa.py", "--dry_run", "--config.mesh.fsdp=8"

@@ -116,7 +116,9 @@ def test_killed_at_random_points_the_losses_are_an_unbroken_runs_bit_for_bit(unb
     assert validation(tmp_path) == validation(unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+)
 def test_sigterm_and_sigint_save_and_exit_and_the_run_goes_on(unbroken, tmp_path, number):
     process = start(tmp_path)
     wait_for_step(tmp_path, process, 33)
