@@ -74,7 +74,7 @@ def test_the_programs_take_it_from_the_command_line(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name two folders"),
+        ([], "the following arguments are required: checkpoint, out"),
         (["nowhere", "out"], "nowhere has neither model.safetensors nor pytorch_model.bin"),
     ],
 )

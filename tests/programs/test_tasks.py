@@ -171,7 +171,7 @@ def test_bits_a_byte_of_a_text(runs, tmp_path):
     (tmp_path / "b.txt").write_text("")
     done = program("eval.py", f"--ckpt={runs[0]}", f"--bpb={tmp_path}", "--stride=8")
     assert done.returncode == 0, done.stderr
-    head, _, row = done.stdout.splitlines()
+    head, *_, row = done.stdout.splitlines()
     assert "243 bytes, 243 tokens; windows of 32 by 8" in head
     nats, bits = (float(x) for x in row.split()[1:3])
     assert bits == pytest.approx(nats / 0.693147, abs=2e-4)

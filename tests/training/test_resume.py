@@ -150,10 +150,11 @@ def test_a_signal_during_validation_saves_that_step(tmp_path, monkeypatch, run_c
 
 
 def test_two_runs_in_one_directory_do_not_meet(tmp_path):
-    first = start(tmp_path)
+    endless = "--config.steps=1000000"  # the first still runs, however long the second takes
+    first = start(tmp_path, endless)
     wait_for_step(tmp_path, first, 1)
-    second = start(tmp_path)
-    output, _ = second.communicate(timeout=60)
+    second = start(tmp_path, endless)
+    output, _ = second.communicate(timeout=120)
     assert second.returncode == 1
     assert f"another process is training in {tmp_path}" in output
     first.kill()
