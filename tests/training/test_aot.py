@@ -12,7 +12,10 @@ from t6jax.training.dry_run import config_on
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["T6 XL width, 12 layers", pytest.param("T6 medium", marks=pytest.mark.exhaustive)],
+    [
+        pytest.param(n, marks=pytest.mark.exhaustive)
+        for n in ("T6 XL width, 12 layers", "T6 medium")
+    ],
 )
 def test_the_memory_of_a_dry_run_is_near_what_a_gpu_took(name):
     record = read("train_nvidia_h200.json")
