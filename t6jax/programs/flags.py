@@ -109,7 +109,8 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as e:
         for flag in _flags():
             if flag.value is None and flag.help.startswith(REQUIRED):
-                meaning = flag.help.removeprefix(REQUIRED).strip()
+                # without what absl adds of flags that may be repeated
+                meaning = flag.help.removeprefix(REQUIRED).split(";\n")[0].strip()
                 raise InputError(f"--{flag.name} is required: {meaning} (see --help)") from e
         raise InputError(f"{' '.join(str(e).split())} (see --help)") from e
     if len(rest) > 1:
