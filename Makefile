@@ -21,6 +21,9 @@ QUICK := tests/config tests/data tests/ops tests/evaluation/test_p*.py tests/int
 	tests/pallas_kernels/decode/test_cache_layout.py \
 	$(filter-out tests/test_generation.py tests/test_readme.py,$(wildcard tests/test_*.py))
 
+# each of the many processes that the tests start would compile JAX's sources again: 8 s
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup quickstart test test-quick test-gpu test-torch test-latest test-oldest lint docs clean
 
 help:
