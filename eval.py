@@ -29,6 +29,11 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Sequences a batch.", 1)
 BPB = flags.DEFINE_string(
     "bpb", None, "A text file, or a folder of them: bits a byte of all of it."
 )
+TEXT_KEY = flags.DEFINE_string(
+    "text_key",
+    None,
+    "With --data or --bpb of JSONL or Parquet: the key or column of the text; default the run's.",
+)
 STRIDE = flags.DEFINE_integer(
     "stride", None, "Tokens that a window of --bpb moves by; default half of the model's window.", 1
 )
@@ -101,8 +106,8 @@ def main(argv):
     from t6jax.programs.evaluation import bpb_program, eval_program
 
     if BPB.value:
-        return bpb_program(CKPT.value[0], BPB.value, STRIDE.value)
-    return eval_program(CKPT.value[0], DATA.value, BATCH_SIZE.value, BATCHES.value)
+        return bpb_program(CKPT.value[0], BPB.value, STRIDE.value, TEXT_KEY.value)
+    return eval_program(CKPT.value[0], DATA.value, BATCH_SIZE.value, BATCHES.value, TEXT_KEY.value)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,39 @@ import fcntl
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from t6jax.errors import InputError
+
+
+def open_regular(path: pathlib.Path) -> BinaryIO:
+    """Opens a file for reading.
+
+    Raises:
+        InputError: it is missing, cannot be opened, or is no regular file (reading a FIFO would
+            wait for ever).
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as e:
+        raise InputError(f"{path} is missing") from e
+    except OSError as e:
+        raise InputError(f"{path} cannot be opened ({e.strerror}): check its permissions") from e
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is no regular file: remove it, or name another")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: pathlib.Path) -> bytes:
+    """The bytes of a file. Raises InputError as `open_regular` does, or if it cannot be read."""
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as e:
+            raise InputError(f"{path} cannot be read ({e.strerror}): check the disk") from e
 
 
 @contextlib.contextmanager

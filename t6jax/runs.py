@@ -84,6 +84,8 @@ def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
 
 def require_path(flag: str, path: str | None) -> None:
     """Raises InputError if a flag names a path where there is nothing."""
+    if path == "":  # as from an empty variable of the shell
+        raise InputError(f"{flag}= is empty: name a file or folder, or leave it out")
     if path is not None and not pathlib.Path(path).exists():
         raise InputError(f"{flag}={path}: there is no such file or folder")
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t6jax.data.shards import Windows, find_shards
+from t6jax.data.shards import OPEN_SHARDS, Windows, find_shards
 from t6jax.errors import InputError
 from t6jax.extras import needs
 
@@ -179,8 +179,10 @@ def _mixture(
     sources: pathlib.Path | Sources, split: str, context_length: int, vocab_size: int, order: Any
 ) -> grain.MapDataset:
     sources = [(sources, 1.0)] if isinstance(sources, pathlib.Path) else sources
+    open_shards = max(1, OPEN_SHARDS // len(sources))
     windows = [
-        Windows(find_shards(folder, split), context_length, vocab_size) for folder, _ in sources
+        Windows(find_shards(folder, split), context_length, vocab_size, open_shards)
+        for folder, _ in sources
     ]
     datasets = [order(number, w) for number, w in enumerate(windows)]
     if len(datasets) == 1:

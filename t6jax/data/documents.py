@@ -1,15 +1,21 @@
 """Text files: the user's, or those of the running Python."""
 
+import functools
 import hashlib
+import json
 import os
 import pathlib
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
+from t6jax.data.listing import files_in
 from t6jax.errors import InputError
 
 PYTHON = "python"
+HEAD = 8192  # bytes by which a file is known to be text
+LONGEST_LINE = 2**20  # of a file that is known to be JSON lines
+BOM, UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 class Document(NamedTuple):
@@ -26,35 +32,46 @@ class Document(NamedTuple):
     read: Callable[[], bytes]
 
 
-def documents(source: str) -> list[Document]:
+def documents(source: str, left_out: Collection[str] = ()) -> list[Document]:
     """The documents of a source, in a fixed order.
 
-    Hidden files and folders, empty files, and files with a NUL byte (no text) are skipped.
+    Hidden files and folders, empty files, and files with a NUL byte (no text) are skipped. Links
+    are followed.
 
     Args:
         source: "python", or the path of a text file or of a folder of them.
+        left_out: absolute paths of folders that are not part of the source.
 
     Raises:
-        InputError: if there is no such file or folder, or no text in it.
+        InputError: if there is no such file or folder, no text in it, or text in a form that would
+            be read wrongly (JSON lines, UTF-16).
     """
     if source == PYTHON:
-        found = list(_python_documents())
-    else:
-        root = pathlib.Path(source)
-        if not root.exists():
-            raise InputError(f"data.source={source!r}: there is no such file or folder")
-        files = (
-            [root]
-            if root.is_file()
-            else sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
-        )
-        found = [
-            _file(p, str(p.relative_to(root)) if root.is_dir() else p.name)
-            for p in files
-            if _is_text(p)
-        ]
+        return [*_python_documents()]
+    root = pathlib.Path(source)
+    if not root.exists():
+        raise InputError(f"data.source={source!r}: there is no such file or folder")
+    # by their parts: a/b before a.b
+    listed = sorted(files_in(root, left_out), key=lambda file: file[0].split("/"))
+    found, json_lines, other = [], [], []
+    for name, size in listed:
+        path = root / name if root.is_dir() else root
+        head = _head(path)
+        if head.startswith(UTF_16):
+            raise InputError(f"{path} is UTF-16: save it as UTF-8")
+        if head and b"\0" not in head:
+            found.append(Document(name, size, functools.partial(_read, path)))
+            json_lines += [found[-1]] if _has_json_lines(path, head) else []
+        elif head:
+            other.append(path)
     if not found:
-        raise InputError(f"data.source={source!r} holds no text")
+        why = f" ({other[0]} has NUL bytes: unpack it if it is compressed)" if other else ""
+        raise InputError(f"data.source={source!r} holds no text{why}")
+    if 2 * sum(d.size for d in json_lines) > sum(d.size for d in found):
+        raise InputError(
+            f"data.source={source!r}: {json_lines[0].name} holds JSON lines, whose texts are read "
+            "if its name, or that of its folder, ends with .jsonl: rename it, or make a link"
+        )
     return found
 
 
@@ -108,22 +125,48 @@ def _python_documents() -> Iterator[Document]:
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         installed = {"site-packages", "dist-packages"} & {*name.parts}
-        if not installed and _is_text(path):
-            yield _file(path, str(name))
+        head = b"" if installed else _head(path)
+        if head and b"\0" not in head:
+            yield Document(str(name), path.stat().st_size, functools.partial(_read, path))
 
 
-def _file(path: pathlib.Path, name: str) -> Document:
-    return Document(name, path.stat().st_size, path.read_bytes)
+def _head(path: pathlib.Path) -> bytes:
+    try:
+        with path.open("rb") as f:
+            return f.read(HEAD)
+    except OSError as e:
+        raise _unreadable(path, e) from e
 
 
-def _hidden(path: pathlib.Path, root: pathlib.Path) -> bool:
-    return any(name.startswith(".") for name in path.relative_to(root).parts)
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise _unreadable(path, e) from e
 
 
-def _is_text(path: pathlib.Path) -> bool:
+def _unreadable(path: pathlib.Path, e: OSError) -> InputError:
+    return InputError(f"{path} cannot be read ({e.strerror}): check it and its permissions")
+
+
+def _has_json_lines(path: pathlib.Path, head: bytes) -> bool:
+    """Whether a text file that begins like this has a JSON object in each line."""
+    if not head.removeprefix(BOM).lstrip().startswith(b"{"):
+        return False
     with path.open("rb") as f:
-        head = f.read(8192)
-    return bool(head) and b"\0" not in head
+        lines = f.read(LONGEST_LINE).removeprefix(BOM).split(b"\n")
+        more = f.read(1)
+    if more:
+        lines.pop()  # it is cut
+    lines = [line for line in lines if line.strip()]
+    return len(lines) > (0 if more else 1) and all(map(_is_object, lines[:2]))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _cut(

@@ -98,6 +98,7 @@ def prepare(
         validation_bytes=shard_tokens,
         unit_bytes=unit_bytes,
         text_key=text_key,
+        left_out=(out, work),
     )
     work.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(work / LOCK, f"another process is preparing {work}: wait for it to end"):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+from t6jax.data.listing import compression_of
 from t6jax.data.remote import HUB, is_remote, opened, reading
 from t6jax.errors import InputError
 from t6jax.extras import needs
@@ -57,7 +58,7 @@ def jsonl_ranges(
     """
     if not size:
         return []
-    if not path.endswith(".jsonl"):
+    if compression_of(path):
         return [(0, size, size)]
     return [
         (start, min(start + unit_bytes, size), min(unit_bytes, size - start))
@@ -112,7 +113,7 @@ def read_jsonl(
         InputError: for a line that is no JSON object with a text under text_key.
     """
     with reading(folder, path), _open_lines(folder, path) as file:
-        compressed = not path.endswith(".jsonl")
+        compressed = compression_of(path) is not None
         at = start
         if start:  # the line that the range before ends with
             file.seek(start - 1)
@@ -186,11 +187,12 @@ def _text_column(metadata: Any, text_key: str) -> int | None:
 
 @contextlib.contextmanager
 def _open_lines(folder: str, path: str) -> Iterator[IO[bytes]]:
+    compression = compression_of(path)
     with opened(folder).open(path, "rb") as f:
-        if path.endswith(".jsonl"):
+        if compression is None:
             yield f
             return
         with needs("data"):
             import pyarrow as pa
-        with pa.CompressedInputStream(f, "gzip" if path.endswith(".gz") else "zstd") as stream:
+        with pa.CompressedInputStream(f, compression) as stream:
             yield io.BufferedReader(stream, 2**20)

@@ -4,26 +4,30 @@ A header of 256 int32 (magic 20240520, version, token count) precedes the tokens
 1, uint32 in version 2. Every document starts with the tokenizer's document_start. Files with "val"
 in their name are for validation.
 
-NAME.crc32 next to NAME.bin holds the CRC-32 of each 16 KiB of the file, as uint32. Windows are
+NAME.crc32 next to NAME.bin holds the CRC-32 of each 16 KiB of the file, as uint32. Tokens are
 checked against it as they are read. Shards of other projects have none, and are not checked.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
 from t6jax.errors import InputError
-from t6jax.files import write_atomically
+from t6jax.files import open_regular, read_regular, write_atomically
 
 MAGIC = 20240520
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 DTYPES = {1: np.dtype("<u2"), 2: np.dtype("<u4")}
 CHECKED_BYTES = 2**14
+MAX_TOKENS = 2**31 - 1  # that the header can count
+OPEN_SHARDS = 128  # at a time, of a process: the usual limit is 1,024 files
 
 
 def version_for(vocab_size: int) -> int:
@@ -36,14 +40,20 @@ def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = No
 
     Args:
         path: the .bin file to write.
-        tokens: integers below 2^32.
+        tokens: integers from 0 that the version holds, at most MAX_TOKENS of them.
         version: of the format; None: 1 if the tokens fit in uint16, else 2.
 
     Returns:
         The SHA-256 of the .bin file.
+
+    Raises:
+        ValueError: a token does not fit.
     """
+    low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
     if version is None:
-        version = 1 if tokens.size == 0 or int(tokens.max()) < 2**16 else 2
+        version = 1 if high < 2**16 else 2
+    if low < 0 or high > np.iinfo(DTYPES[version]).max:
+        raise ValueError(f"tokens from {low} to {high} do not fit in shard version {version}")
     header = np.zeros(HEADER_INTS, "<i4")
     header[:3] = MAGIC, version, len(tokens)
     data = np.concatenate(
@@ -65,33 +75,14 @@ def shard_header(path: pathlib.Path) -> tuple[int, int]:
     Raises:
         InputError: if the file is missing or no shard, or if its size is not what the header says.
     """
-    try:
-        with path.open("rb") as f:
-            header, size = f.read(HEADER_BYTES), os.fstat(f.fileno()).st_size
-    except FileNotFoundError as e:
-        raise InputError(f"{path} is missing: prepare or download it again") from e
-    if size < HEADER_BYTES:
-        raise InputError(
-            f"{path} is truncated: {size} bytes are less than a shard's header of {HEADER_BYTES}"
-        )
-    magic, version, count = (int(x) for x in np.frombuffer(header, "<i4", 3))
-    if magic != MAGIC:
-        raise InputError(f"{path} is no token shard: its first number is {magic}, not {MAGIC}")
-    if version not in DTYPES:
-        raise InputError(f"{path} has shard version {version}; versions 1 and 2 are known")
-    want = HEADER_BYTES + count * DTYPES[version].itemsize
-    if size != want:
-        what = "is truncated" if size < want else "is longer than its header says"
-        raise InputError(
-            f"{path} {what}: {size} bytes, but {count} tokens take {want}; prepare or download it "
-            "again"
-        )
-    return version, count
+    with _open(path) as file:
+        return _header(path, file)
 
 
 def open_shard(path: pathlib.Path) -> np.ndarray:
     """The tokens of a shard, memory-mapped. Raises InputError as `shard_header` does."""
-    return _Shard(path).tokens
+    version, _ = shard_header(path)
+    return np.memmap(path, np.uint8, "r")[HEADER_BYTES:].view(DTYPES[version])
 
 
 def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -109,6 +100,101 @@ def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
     return shards
 
 
+class Shard:
+    """A shard that is open for reading, and its checksums if it has them."""
+
+    def __init__(self, path: pathlib.Path):
+        """Raises InputError as `shard_header` does, and if the checksums do not fit."""
+        self._path = path
+        with _open(path) as file:
+            version, self.count = _header(path, file)
+            self._file = os.dup(file.fileno())
+        self._dtype = DTYPES[version]
+        self._size = HEADER_BYTES + self.count * self._dtype.itemsize
+        self._checksums = None
+        sums = path.with_suffix(".crc32")
+        if sums.exists():
+            data = read_regular(sums)
+            if len(data) != 4 * -(-self._size // CHECKED_BYTES):
+                raise InputError(f"{sums} does not fit {path.name}: {_which(path)}")
+            self._checksums = np.frombuffer(data, "<u4")
+
+    def __del__(self):
+        # one that is forgotten while another thread reads ends after that
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop, after checking the blocks that hold them."""
+        width = self._dtype.itemsize
+        first, last = HEADER_BYTES + start * width, HEADER_BYTES + stop * width
+        begin, end = first, last
+        if self._checksums is not None:
+            begin -= begin % CHECKED_BYTES
+            end = min(-(-end // CHECKED_BYTES) * CHECKED_BYTES, self._size)
+        data = self._bytes(begin, end)
+        if self._checksums is not None:
+            for at in range(begin, end, CHECKED_BYTES):
+                block = data[at - begin : at - begin + CHECKED_BYTES]
+                if zlib.crc32(block) != self._checksums[at // CHECKED_BYTES]:
+                    raise InputError(
+                        f"{self._path} is damaged between bytes {at} and {at + len(block)}, or "
+                        f"{self._path.with_suffix('.crc32').name} is: their checksum does not "
+                        f"match; {_which(self._path)}"
+                    )
+        return np.frombuffer(data, self._dtype, stop - start, first - begin)
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        # not memory-mapped: a disk that fails, or a file that is cut now, would kill the process
+        pieces, at = [], begin
+        while at < end:
+            try:
+                piece = os.pread(self._file, end - at, at)
+            except OSError as e:
+                raise InputError(
+                    f"{self._path} cannot be read at byte {at} ({e.strerror}): check the disk"
+                ) from e
+            if not piece:
+                raise InputError(
+                    f"{self._path} ends at byte {at}, while it is read: prepare or download it "
+                    "again"
+                )
+            pieces.append(piece)
+            at += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def checked_tokens(
+    path: pathlib.Path, vocab_size: int, most: int, chunk: int = 2**22
+) -> Iterator[np.ndarray]:
+    """The first tokens of a shard, in chunks of which each begins with the last one's last token.
+
+    Args:
+        path: the shard.
+        vocab_size: tokens must be below it.
+        most: tokens to read; the shard may have fewer.
+        chunk: new tokens in each.
+
+    Raises:
+        InputError: the shard is damaged, or a token is outside the vocabulary.
+    """
+    shard = Shard(path)
+    count = min(most, shard.count)
+    for start in range(0, count, chunk):
+        tokens = shard.read(max(0, start - 1), min(start + chunk, count))
+        check_vocabulary(path, max(0, start - 1), tokens, vocab_size)
+        yield tokens
+
+
+def check_vocabulary(path: pathlib.Path, start: int, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises InputError if one of a shard's tokens, from the start-th, is not below vocab_size."""
+    if int(tokens.max()) >= vocab_size:
+        raise InputError(
+            f"{path} holds token {tokens.max()} at {start + int(tokens.argmax())}, outside "
+            f"model.vocab_size={vocab_size}"
+        )
+
+
 class Windows:
     """Windows of T + 1 tokens, T apart, over shards: a random-access source for Grain.
 
@@ -116,21 +202,29 @@ class Windows:
     outside the vocabulary, and if a checksum does not match.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], length: int, vocab_size: int):
+    def __init__(
+        self,
+        paths: Sequence[pathlib.Path],
+        length: int,
+        vocab_size: int,
+        open_shards: int = OPEN_SHARDS,
+    ):
         """
         Args:
             paths: the shards.
             length: T.
             vocab_size: tokens must be below it.
+            open_shards: how many are kept open, those that were read last.
 
         Raises:
             InputError: if a shard is damaged, or all of them are too short for one window.
         """
         self._paths, self._length, self._vocab_size = list(paths), length, vocab_size
+        self._open_shards = open_shards
         tokens = np.array([shard_header(p)[1] for p in paths])
         self._ends = np.cumsum(np.maximum(0, tokens - 1) // length)
         self._start_ends = np.cumsum(np.maximum(0, tokens - length))
-        self._open: dict[int, _Shard] = {}
+        self._open = functools.lru_cache(open_shards)(Shard)
         if not len(self):
             raise InputError(
                 f"{paths[0].parent} holds too few tokens in {paths[0].name} and the like for one "
@@ -155,54 +249,50 @@ class Windows:
         return self._window(*_locate(self._start_ends, start))
 
     def _window(self, shard: int, start: int) -> np.ndarray:
-        if shard not in self._open:
-            self._open[shard] = _Shard(self._paths[shard])
-        window = self._open[shard].read(start, start + self._length + 1).astype(np.int32)
-        if window.max() >= self._vocab_size:
-            where = start + int(window.argmax())
-            raise InputError(
-                f"{self._paths[shard]} holds token {window.max()} at {where}, outside "
-                f"model.vocab_size={self._vocab_size}"
-            )
-        return window
+        path = self._paths[shard]
+        window = self._open(path).read(start, start + self._length + 1)
+        check_vocabulary(path, start, window, self._vocab_size)  # before the cast: 2^31 is no -2^31
+        return window.astype(np.int32)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}}  # worker processes map the shards themselves
+        return self.__dict__ | {"_open": None}
+
+    def __setstate__(self, state: dict) -> None:  # worker processes open the shards themselves
+        self.__dict__ = state | {"_open": functools.lru_cache(state["_open_shards"])(Shard)}
 
 
-class _Shard:
-    """A shard, memory-mapped, and its checksums if it has them."""
+def _open(path: pathlib.Path) -> BinaryIO:
+    if not path.exists():
+        raise InputError(f"{path} is missing: prepare or download it again")
+    return open_regular(path)
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        version, _ = shard_header(path)
-        self._file = np.memmap(path, np.uint8, "r")
-        self.tokens = self._file[HEADER_BYTES:].view(DTYPES[version])
-        sums = path.with_suffix(".crc32")
-        self._checksums = np.fromfile(sums, "<u4") if sums.is_file() else None
-        if self._checksums is not None and len(self._checksums) != -(
-            -len(self._file) // CHECKED_BYTES
-        ):
-            raise InputError(
-                f"{sums} does not fit {path.name}: prepare the data again, or delete it to read "
-                "without checking"
-            )
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop, after checking the blocks that hold them."""
-        if self._checksums is not None:
-            width = self.tokens.itemsize
-            first = (HEADER_BYTES + start * width) // CHECKED_BYTES
-            last = (HEADER_BYTES + stop * width - 1) // CHECKED_BYTES
-            for block in range(first, last + 1):
-                data = self._file[block * CHECKED_BYTES : (block + 1) * CHECKED_BYTES]
-                if zlib.crc32(data) != self._checksums[block]:
-                    raise InputError(
-                        f"{self._path} is damaged between bytes {block * CHECKED_BYTES} and "
-                        f"{block * CHECKED_BYTES + len(data)}: their checksum does not match; "
-                        "prepare or download it again"
-                    )
-        return self.tokens[start:stop]
+def _header(path: pathlib.Path, file: BinaryIO) -> tuple[int, int]:
+    try:
+        header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror}): check the disk") from e
+    if size < HEADER_BYTES:
+        raise InputError(
+            f"{path} is truncated: {size} bytes are less than a shard's header of {HEADER_BYTES}"
+        )
+    magic, version, count = (int(x) for x in np.frombuffer(header, "<i4", 3))
+    if magic != MAGIC:
+        raise InputError(f"{path} is no token shard: its first number is {magic}, not {MAGIC}")
+    if version not in DTYPES:
+        raise InputError(f"{path} has shard version {version}; versions 1 and 2 are known")
+    want = HEADER_BYTES + count * DTYPES[version].itemsize
+    if count < 0 or size != want:
+        what = "is truncated" if size < want else "is longer than its header says"
+        raise InputError(
+            f"{path} {what}: {size} bytes, but {count} tokens take {want}; prepare or download it "
+            "again"
+        )
+    return version, count
+
+
+def _which(path: pathlib.Path) -> str:
+    return f"python -m t6jax.data.verify {path.parent} says which of the two is damaged"
 
 
 def _locate(ends: np.ndarray, index: int) -> tuple[int, int]:

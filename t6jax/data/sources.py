@@ -11,20 +11,19 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from t6jax.data import records, remote
 from t6jax.data.documents import PYTHON, Document, documents, split
+from t6jax.data.listing import JSONL, PARQUET, TEXT, files_in, kind_of
 from t6jax.errors import InputError
 
 # About how much text a unit has: seconds of work, so that an interruption loses little.
 UNIT_BYTES = 2**24
 # How many times larger units are over a network, where opening a file costs a few megabytes.
 REMOTE_UNITS = 8
-PARQUET, JSONL, TEXT = "parquet", "jsonl", "text"
-SUFFIXES = {PARQUET: (".parquet",), JSONL: (".jsonl", ".jsonl.gz", ".jsonl.zst")}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -54,7 +53,7 @@ class Plan:
         fingerprint: a hash of its files' names and sizes.
         validation_units: how many of the units, from the first, are the validation text; 0: the
             first shard is.
-        validation_fraction, validation_bytes, text_key: as given to `make_plan`.
+        validation_fraction, validation_bytes, text_key, left_out: as given to `make_plan`.
     """
 
     kind: str
@@ -65,6 +64,7 @@ class Plan:
     validation_bytes: int
     units: tuple[Unit, ...]
     text_key: str = records.TEXT_KEY
+    left_out: tuple[str, ...] = ()
 
     @property
     def revision(self) -> str:
@@ -79,7 +79,8 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         values = json.loads(text)
-        return cls(**values | {"units": tuple(Unit(*u) for u in values["units"])})
+        units = tuple(Unit(*u) for u in values["units"])
+        return cls(**values | {"units": units, "left_out": tuple(values["left_out"])})
 
 
 def make_plan(
@@ -90,6 +91,7 @@ def make_plan(
     validation_bytes: int,
     unit_bytes: int = UNIT_BYTES,
     text_key: str = records.TEXT_KEY,
+    left_out: Collection[pathlib.Path] = (),
 ) -> Plan:
     """Finds the files of a source and divides them into units.
 
@@ -103,6 +105,7 @@ def make_plan(
         validation_bytes: the most text that is for validation.
         unit_bytes: about how much text a unit has.
         text_key: the key of JSONL, or the column of Parquet, that holds the text.
+        left_out: folders that are not part of a local source.
 
     Raises:
         InputError: if the source does not exist, or holds no text.
@@ -111,48 +114,23 @@ def make_plan(
         raise InputError(
             f"data.validation_fraction must lie between 0 and 1; got {validation_fraction}"
         )
-    first = functools.partial(remote.with_retries, attempts=remote.FIRST_ATTEMPTS)
-    path = pathlib.Path(source, subset)
-    if source == PYTHON or (path.exists() and _kind(_local_files(path)) == TEXT):
+    if unit_bytes < 1:
+        raise InputError(f"--unit_bytes must be at least 1; got {unit_bytes}")
+    excluded = tuple(str(folder.absolute()) for folder in left_out)
+    kind, folder, files = _find(source, subset, text_key, excluded)
+    if kind == TEXT:
         if text_key != records.TEXT_KEY:
             raise InputError(
                 f"--text_key={text_key} is for .jsonl and .parquet, but {source!r} is plain text: "
                 "leave it out"
             )
-        return _text_plan(
-            PYTHON if source == PYTHON else str(path.absolute()),
-            validation_fraction,
-            validation_bytes,
-            unit_bytes,
-        )
-    if path.exists():
-        folder, files = (
-            str(path.parent.absolute() if path.is_file() else path.absolute()),
-            _local_files(path),
-        )
-    elif "://" in source:
-        url = source.rstrip("/") + (f"/{subset}" if subset else "")
-        folder = first(lambda: remote.pinned(url))
-        files = first(lambda: remote.list_files(folder, ["**"]))
-    elif HUB_NAME.fullmatch(source):
-        folder, files = first(lambda: remote.list_hub(source, subset))
-    else:
-        raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
-    kind = _kind(files)
-    if kind == TEXT:
-        raise InputError(
-            f"data.source={source!r} holds no .parquet or .jsonl "
-            f"file{f' for {subset!r}' if subset else ''}"
-        )
-    files = [(name, size) for name, size in files if name.endswith(SUFFIXES[kind])]
-    if "://" in folder:
+        return _text_plan(folder, validation_fraction, validation_bytes, unit_bytes, excluded)
+    if remote.is_remote(folder):
         unit_bytes *= REMOTE_UNITS
     ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
-    if kind == JSONL:  # before anything is written; a Parquet file's columns are seen below
-        first(lambda: records.check_first_line(folder, files[0][0], text_key))
     with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
         ranges = pool.map(
-            lambda f: first(lambda: ranges_of(folder, f[0], f[1], unit_bytes, text_key)), files
+            lambda f: _first(lambda: ranges_of(folder, f[0], f[1], unit_bytes, text_key)), files
         )
         units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
@@ -166,7 +144,31 @@ def make_plan(
         validation_bytes,
         tuple(units),
         text_key,
+        excluded,
     )
+
+
+def read_texts(source: str, text_key: str = records.TEXT_KEY) -> Iterator[bytes]:
+    """All texts of a source, UTF-8, in order, as training reads them.
+
+    Args:
+        source, text_key: as `make_plan` takes them.
+
+    Raises:
+        InputError: if the source does not exist, holds no text, or cannot be read.
+    """
+    kind, folder, _ = _find(source, "", text_key, ())
+    if kind == TEXT:
+        texts = (document.read() for document in documents(folder))
+    else:
+        plan = make_plan(source, validation_fraction=0.5, validation_bytes=0, text_key=text_key)
+        texts = (text for unit in plan.units for text in read_unit(plan, unit))
+    empty = True
+    for text in texts:
+        empty = False
+        yield text
+    if empty:
+        raise InputError(f"data.source={source!r} holds no text")
 
 
 def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
@@ -176,7 +178,9 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
         InputError: naming the file, if it cannot be read to its end.
     """
     if plan.kind == TEXT:
-        training, validation = _split(plan.folder, plan.validation_fraction, plan.validation_bytes)
+        training, validation = _split(
+            plan.folder, plan.validation_fraction, plan.validation_bytes, plan.left_out
+        )
         texts = (document.read() for document in (validation + training)[unit.start : unit.stop])
     elif plan.kind == PARQUET:
         texts = records.read_parquet(plan.folder, *unit[:3], plan.text_key)
@@ -185,10 +189,56 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
     return (text for text in texts if text)
 
 
+_first = functools.partial(remote.with_retries, attempts=remote.FIRST_ATTEMPTS)
+
+
+def _find(
+    source: str, subset: str, text_key: str, left_out: Collection[str]
+) -> tuple[str, str, list[tuple[str, int]]]:
+    """(kind of the files that are read, their folder, their names and sizes) of a source.
+
+    Of text, the folder is what `documents` takes, and the files are all of them.
+    """
+    if not source:
+        raise InputError(
+            "data.source is empty: name a file, a folder, a URL or a data set (--source=. is the "
+            "current folder)"
+        )
+    path = pathlib.Path(source, subset).expanduser()
+    if source == PYTHON or path.exists():
+        files = [] if source == PYTHON else files_in(path, left_out)
+        kind = TEXT if source == PYTHON else _kind(files, str(path.absolute()))
+        if kind == TEXT:
+            return TEXT, PYTHON if source == PYTHON else str(path.absolute()), files
+        folder = str((path.parent if path.is_file() else path).absolute())
+    elif remote.is_remote(source):
+        url = source.rstrip("/") + (f"/{subset}" if subset else "")
+        folder = _first(lambda: remote.pinned(url))
+        files = _first(lambda: remote.list_files(folder, ["**"]))
+    elif HUB_NAME.fullmatch(source):
+        folder, files = _first(lambda: remote.list_hub(source, subset))
+    else:
+        raise InputError(f"data.source={str(path)!r}: there is no such file or folder")
+    kind = _kind(files, folder)
+    if kind == TEXT:
+        raise InputError(
+            f"data.source={source!r} holds no .parquet or .jsonl "
+            f"file{f' for {subset!r}' if subset else ''}"
+        )
+    files = [(name, size) for name, size in files if kind_of(name, folder) == kind]
+    if kind == JSONL:  # before anything is written; a Parquet file's columns are seen later
+        _first(lambda: records.check_first_line(folder, files[0][0], text_key))
+    return kind, folder, files
+
+
 def _text_plan(
-    source: str, validation_fraction: float, validation_bytes: int, unit_bytes: int
+    source: str,
+    validation_fraction: float,
+    validation_bytes: int,
+    unit_bytes: int,
+    left_out: tuple[str, ...],
 ) -> Plan:
-    training, validation = _split(source, validation_fraction, validation_bytes)
+    training, validation = _split(source, validation_fraction, validation_bytes, left_out)
     units: list[Unit] = []
     for found in (validation, training):
         first = units[-1].stop if units else 0
@@ -204,33 +254,20 @@ def _text_plan(
         validation_fraction,
         validation_bytes,
         tuple(units),
+        left_out=left_out,
     )
 
 
 @functools.lru_cache(1)  # a worker reads many units
 def _split(
-    source: str, validation_fraction: float, validation_bytes: int
+    source: str, validation_fraction: float, validation_bytes: int, left_out: tuple[str, ...]
 ) -> tuple[list[Document], list[Document]]:
-    return split(documents(source), validation_fraction, validation_bytes)
+    return split(documents(source, left_out), validation_fraction, validation_bytes)
 
 
-def _local_files(path: pathlib.Path) -> list[tuple[str, int]]:
-    if path.is_file():
-        return [(path.name, path.stat().st_size)]
-    found = ((p, p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    return sorted(
-        (str(name), p.stat().st_size)
-        for p, name in found
-        if not any(folder.startswith(".") for folder in name.parts)
-    )
-
-
-def _kind(files: Iterable[tuple[str, int]]) -> str:
-    names = [name for name, _ in files]
-    return next(
-        (kind for kind in (PARQUET, JSONL) if any(name.endswith(SUFFIXES[kind]) for name in names)),
-        TEXT,
-    )
+def _kind(files: Iterable[tuple[str, int]], folder: str) -> str:
+    kinds = {kind_of(name, folder) for name, _ in files}
+    return next((kind for kind in (PARQUET, JSONL) if kind in kinds), TEXT)
 
 
 def _fingerprint(files: Iterable[tuple[str, int]]) -> str:

@@ -5,12 +5,14 @@ Every document of a shard begins with the tokenizer's document_start.
 
 import base64
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 
+from t6jax.data.tokenizer_json import for_encoding
 from t6jax.errors import InputError
 from t6jax.extras import needs
 from t6jax.files import write_atomically
@@ -117,7 +119,11 @@ class TiktokenTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer.json of the tokenizers library."""
+    """A tokenizer.json of the tokenizers library.
+
+    A text is encoded whole, whatever truncation, padding or dropout the file was saved with, and
+    makes no control token: "<|endoftext|>" in a text starts no document.
+    """
 
     def __init__(self, path: pathlib.Path, name: str):
         with needs("data"):
@@ -132,8 +138,13 @@ class JsonTokenizer:
             raise InputError(
                 f"{path} is no tokenizer.json that the tokenizers library reads ({e})"
             ) from e
-        # "<|endoftext|>" in a text is text, and starts no document
-        self._tokenizer.encode_special_tokens = True
+        # as the library reads them: later additions to the format, and defaults, included
+        given = json.loads(self._tokenizer.to_str())
+        wanted = for_encoding(given, DOCUMENT_STARTS)
+        self._encoder = self._tokenizer
+        if wanted != given:
+            self._encoder = Tokenizer.from_str(json.dumps(wanted))
+        self._encoder.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         starts = [vocabulary[t] for t in DOCUMENT_STARTS if t in vocabulary]
@@ -156,7 +167,7 @@ class JsonTokenizer:
 
     def encode(self, text: bytes) -> np.ndarray:
         # a sixth faster than encode, which keeps offsets into the text
-        (encoded,) = self._tokenizer.encode_batch_fast(
+        (encoded,) = self._encoder.encode_batch_fast(
             [text.decode("utf-8", "replace")], add_special_tokens=False
         )
         return np.asarray(encoded.ids, np.uint32)

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t6jax.data.batches import Sources
-from t6jax.data.shards import find_shards, open_shard
+from t6jax.data.shards import checked_tokens, find_shards
 from t6jax.model import T6, model_inputs
 
 # a table of V x V counts is kept for vocabularies up to this size
@@ -116,24 +116,26 @@ def entropies(
 def _counts(sources: Sources, vocab_size: int) -> tuple[np.ndarray, np.ndarray | None]:
     single = np.zeros(vocab_size)
     pairs = np.zeros((vocab_size, vocab_size)) if vocab_size <= LARGEST_BIGRAM_VOCABULARY else None
-    for tokens in _sample(sources):
-        for start in range(0, len(tokens), 2**22):
-            chunk = tokens[start : start + 2**22 + 1].astype(np.int64)
-            single += np.bincount(chunk[: 2**22], minlength=vocab_size)
-            if pairs is not None:
-                flat = np.bincount(chunk[:-1] * vocab_size + chunk[1:], minlength=vocab_size**2)
-                pairs += flat.reshape(vocab_size, vocab_size)
+    for chunk, overlap in _sample(sources, vocab_size):
+        tokens = chunk.astype(np.int64)
+        single += np.bincount(tokens[overlap:], minlength=vocab_size)
+        if pairs is not None:
+            flat = np.bincount(tokens[:-1] * vocab_size + tokens[1:], minlength=vocab_size**2)
+            pairs += flat.reshape(vocab_size, vocab_size)
     return single, pairs
 
 
-def _sample(sources: Sources) -> Iterator[np.ndarray]:
+def _sample(sources: Sources, vocab_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(tokens, how many at the start were in the last ones too) of the training shards, checked."""
     total = sum(weight for _, weight in sources)
     for folder, weight in sources:
         left = round(LARGEST_COUNTED_SAMPLE * weight / total)
         for path in find_shards(folder, "train"):
-            tokens = open_shard(path)[:left]
-            left -= len(tokens)
-            yield tokens
+            overlap = 0
+            for tokens in checked_tokens(path, vocab_size, left):
+                left -= len(tokens) - overlap
+                yield tokens, overlap
+                overlap = 1
             if not left:
                 break
 

@@ -1,5 +1,6 @@
 """What eval.py calls. The flags' paths are checked before this module, and JAX, are imported."""
 
+import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -11,9 +12,9 @@ from tqdm import tqdm
 from t6jax.config import DataConfig
 from t6jax.data.batches import ValidationBatches, validation_batches
 from t6jax.data.corpus import kept_path, load_corpus, run_tokenizer
-from t6jax.data.documents import documents
 from t6jax.data.manifest import check_data, read_manifest
 from t6jax.data.shards import find_shards, write_shard
+from t6jax.data.sources import read_texts
 from t6jax.errors import InputError
 from t6jax.evaluation.bits_per_byte import sliding_windows, total_nats
 from t6jax.evaluation.scoring import Scorer
@@ -22,16 +23,19 @@ from t6jax.loading import load
 from t6jax.runs import locate, read_data_config
 
 
-def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | None) -> int:
+def eval_program(
+    ckpt: str, data: str | None, batch_size: int, batches: int | None, text_key: str | None = None
+) -> int:
     """Prints the validation loss of a checkpoint next to the entropies of the same text under the
     run's training counts.
 
     Args:
         ckpt: a run's directory, or one step's.
-        data: other text, all of it, or other shards, those for validation; None: the run's own
-            validation data.
+        data: other text, all of it, read as training reads it, or other shards, those for
+            validation; None: the run's own validation data.
         batch_size: sequences in a batch.
         batches: at most so many of them; None: all.
+        text_key: of other text in JSONL or Parquet; None: the run's own.
     """
     workdir, _ = locate(ckpt)
     data_config = read_data_config(workdir)
@@ -48,6 +52,8 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
             sources, bytes_per_token = own.sources, own.bytes_per_token
         else:
             assert data is not None, "without data of its own, the run was refused above"
+            if text_key is not None:
+                data_config = dataclasses.replace(data_config, text_key=text_key)
             folder, bytes_per_token = _other_data(
                 workdir, data_config, data, pathlib.Path(scratch), config.vocab_size
             )
@@ -81,13 +87,20 @@ def eval_program(ckpt: str, data: str | None, batch_size: int, batches: int | No
     return 0
 
 
-def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
+def bpb_program(ckpt: str, path: str, stride: int | None, text_key: str | None = None) -> int:
     """Prints nats a token, bits a byte and perplexity of a text, or of all texts of a folder, by
     sliding windows.
+
+    Args:
+        ckpt: a run's directory, or one step's.
+        path: the texts, read as training reads them.
+        stride: tokens that a window moves by; None: half of the model's window.
+        text_key: of JSONL or Parquet; None: the run's own.
     """
     workdir, _ = locate(ckpt)
     model, config = load(ckpt)
-    tokenizer = run_tokenizer(workdir, read_data_config(workdir))
+    data_config = read_data_config(workdir)
+    tokenizer = run_tokenizer(workdir, data_config)
     scorer = Scorer(model)
     stride = max(1, config.context_length // 2) if stride is None else stride
     if stride > config.context_length:
@@ -95,7 +108,7 @@ def bpb_program(ckpt: str, path: str, stride: int | None) -> int:
             f"--stride={stride} exceeds the model's context_length={config.context_length}: a "
             "window would leave text out"
         )
-    texts = [document.read() for document in documents(path)]
+    texts = [*read_texts(path, data_config.text_key if text_key is None else text_key)]
     encoded = [tokenizer.encode(text) for text in texts]
     count = sum(map(len, encoded))
     windows = (
@@ -132,7 +145,7 @@ def _other_data(
         )
         return path, manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
     tokenizer = run_tokenizer(workdir, config)
-    texts = [document.read() for document in documents(data)]
+    texts = [*read_texts(data, config.text_key)]
     tokens = np.concatenate(
         [np.append(tokenizer.document_start, tokenizer.encode(text)) for text in texts]
     )

@@ -54,6 +54,13 @@ def test_the_state_is_where_the_iterator_goes_on(folder):
     assert firsts(again, 5) == whole[4:]
 
 
+def test_a_state_that_is_set_on_an_iterator_in_use_is_where_it_goes_on(folder):
+    batches = training_batches(folder, seed=0, **WINDOWS)
+    whole = firsts(batches, 5)
+    batches.set_state({"batches": 2})
+    assert firsts(batches, 3) == whole[2:] and batches.get_state() == {"batches": 5}
+
+
 def test_a_batch_holds_windows_of_t_plus_1_tokens(folder):
     batch = next(training_batches(folder, seed=0, **WINDOWS))
     assert batch.shape == (4, 6) and batch.dtype == np.int32
@@ -201,8 +208,8 @@ def test_a_flipped_bit_is_named_before_its_batch_is_used(folder):
     with pytest.raises(
         InputError,
         match=(
-            r"train_000002.bin is damaged between bytes 0 and 1126: their checksum does not "
-            r"match"
+            r"train_000002.bin is damaged between bytes 0 and 1126, or train_000002.crc32 is: "
+            r"their checksum does not match; python -m t6jax.data.verify .* says which"
         ),
     ):
         firsts(batches, 6)

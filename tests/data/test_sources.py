@@ -3,6 +3,8 @@
 What is damaged or missing is named.
 """
 
+import bz2
+import gzip
 import json
 
 import pyarrow as pa
@@ -11,7 +13,9 @@ import pytest
 
 from t6jax import InputError
 from t6jax.data import remote
-from t6jax.data.sources import Plan, make_plan, read_unit
+from t6jax.data.documents import documents as documents_in
+from t6jax.data.listing import kind_of
+from t6jax.data.sources import Plan, make_plan, read_texts, read_unit
 from tests.data.corpora import documents, with_empty_ones, write_jsonl, write_parquet
 
 HUGE = "tensor product attention 日本語 " * 10_000
@@ -202,3 +206,141 @@ def test_what_is_no_source_is_named(tmp_path):
         InputError, match=r"a\.parquet has no column 'text'; its columns are id, content: name the"
     ):
         plan_of(tmp_path)
+
+
+RECORDS = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.ndjson",
+        "a.JSONL",
+        "a.NDJSON.GZ",
+        "a.json.gz",
+        "a.jsonl.bz2",
+        "x.jsonl/part-0",
+        "x.jsonl/part-00000-af.c000.json",
+        "x.jsonl/part-1.gz",
+    ],
+)
+def test_json_lines_go_by_several_names(tmp_path, name):
+    path = tmp_path / "source" / name
+    path.parent.mkdir(parents=True)
+    data = RECORDS.encode()
+    if name.lower().endswith(".gz"):
+        data = gzip.compress(data)
+    elif name.endswith(".bz2"):
+        data = bz2.compress(data)
+    path.write_bytes(data)
+    (path.parent / "_SUCCESS").touch()
+    for source in {tmp_path / "source", path.parent}:
+        assert read(plan_of(source)) == ["one", "two", "three"]
+        assert [*read_texts(str(source))] == [b"one", b"two", b"three"]
+
+
+def test_the_name_of_a_file_or_else_of_its_folder_says_its_format():
+    for name, folder, kind in (
+        ("a.parquet", "", "parquet"),
+        ("A.Parquet", "", "parquet"),
+        ("x.parquet/part-0", "", "parquet"),
+        ("part-0", "s3://bucket/x.jsonl/", "jsonl"),
+        ("x.parquet/a.jsonl", "", "jsonl"),
+        ("x.jsonl/_SUCCESS", "", "text"),
+        ("a.json", "", "text"),
+        ("jsonl", "", "text"),
+        ("a.jsonl.txt", "", "text"),
+    ):
+        assert kind_of(name, folder) == kind, name
+
+
+@pytest.mark.parametrize("name", ["c4-train.00000.json", "part-0", "data.txt"])
+def test_json_lines_by_another_name_are_refused(tmp_path, name):
+    (tmp_path / name).write_text(RECORDS * 10)
+    (tmp_path / "README").write_text("about the data")
+    message = f"{name} holds JSON lines, whose texts are read if its name, .* ends with .jsonl"
+    for read_it in (lambda: plan_of(tmp_path), lambda: [*read_texts(str(tmp_path))]):
+        with pytest.raises(InputError, match=message):
+            read_it()
+    (tmp_path / "book.txt").write_text("a text " * 1000)  # now most of it is no JSON
+    assert len(read(plan_of(tmp_path))) == 3
+
+
+def test_one_json_object_in_a_file_is_a_text(tmp_path):
+    (tmp_path / "a.json").write_text('{"name": "t6jax"}\n')
+    (tmp_path / "b.json").write_text('{\n "name": "t6jax"\n}\n')
+    assert len(read(plan_of(tmp_path))) == 2
+
+
+def test_linked_folders_and_files_are_read_each_once(tmp_path, texts):
+    source, other = tmp_path / "source", tmp_path / "other"
+    (source / "own").mkdir(parents=True)
+    (source / "own" / "a.txt").write_text("own text")
+    (other / "deep").mkdir(parents=True)
+    (other / "b.txt").write_text("linked text")
+    (other / "deep" / "c.txt").write_text("deep text")
+    (tmp_path / "d.txt").write_text("a linked file")
+    for name, target in (
+        ("linked", other),
+        ("again", other / "deep"),
+        ("a_link_to_own", source / "own"),
+        ("own/loop", source),
+        ("d.txt", tmp_path / "d.txt"),
+    ):
+        (source / name).symlink_to(target)
+    plan = plan_of(source)
+    assert sorted(read(plan)) == ["a linked file", "deep text", "linked text", "own text"]
+    names = {d.name for d in documents_in(str(source))}
+    assert {"own/a.txt", "linked/b.txt", "d.txt"} <= names
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "a.jsonl").write_text(RECORDS)
+    (source / "records").symlink_to(records)
+    assert read(plan_of(source)) == ["one", "two", "three"]
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"b.txt is a link to .*gone', which cannot be read \(No"):
+        plan_of(tmp_path)
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "b.txt").symlink_to(tmp_path / "b.txt")
+    with pytest.raises(InputError, match="b.txt is a link to"):
+        plan_of(tmp_path)
+
+
+def test_text_that_would_be_passed_over_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("plain text")
+    (tmp_path / "b.txt").write_text("text of Notepad", "utf-16")
+    with pytest.raises(InputError, match="b.txt is UTF-16: save it as UTF-8"):
+        plan_of(tmp_path)
+    (tmp_path / "b.txt").write_bytes(gzip.compress(b"text " * 1000))
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InputError, match="holds no text .*b.txt has NUL bytes: unpack it"):
+        plan_of(tmp_path)
+
+
+def test_what_is_left_out_of_a_folder(tmp_path, monkeypatch):
+    for name in ("a.txt", "out/b.txt", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of(".", left_out=[tmp_path / "out"])
+    assert (
+        sorted(read(plan)) == sorted(read(Plan.from_json(plan.to_json()))) == ["a.txt", "sub/c.txt"]
+    )
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: plan_of(""), lambda: [*read_texts("")]):
+        with pytest.raises(InputError, match="data.source is empty: name a file, a folder"):
+            call()
+
+
+def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "".join(read(plan_of("~/a.txt"))) == "".join(read(plan_of("~"))) == "text"

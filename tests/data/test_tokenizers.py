@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 import tiktoken
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from t6jax import InputError
 from t6jax.data.documents import documents
@@ -136,6 +137,98 @@ def test_a_rank_file_of_ones_own(tmp_path):
         and tokenizer.vocab_size == 259
     )
     assert tokenizer.encode(b"the x").tolist() == [257, 32, 120]
+
+
+TEXT = "the quick brown fox, <s> jumps </s> over <|endoftext|> the lazy dog " * 5
+
+
+def changed(trained, tmp_path, change) -> JsonTokenizer:
+    """The trained tokenizer as another program may have saved it."""
+    tokenizer = Tokenizer.from_file(str(trained))
+    change(tokenizer)
+    tokenizer.save(str(tmp_path / "changed.json"))
+    return JsonTokenizer(tmp_path / "changed.json", "changed.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tokenizer: tokenizer.enable_truncation(16),
+        lambda tokenizer: tokenizer.enable_padding(length=512, pad_id=5, pad_token="x"),
+        lambda tokenizer: setattr(tokenizer.model, "dropout", 0.5),
+    ],
+)
+def test_truncation_padding_and_dropout_of_a_tokenizer_json_change_nothing(
+    trained, tmp_path, change
+):
+    plain = get_tokenizer(str(trained)).encode(TEXT.encode()).tolist()
+    tokenizer = changed(trained, tmp_path, change)
+    assert len(plain) > 16
+    for _ in range(3):
+        assert tokenizer.encode(TEXT.encode()).tolist() == plain
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=90,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return tokenizer
+
+
+def bpe_that_merges_a_control_token() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(["<s>", "</s>", "<s><s>", *TEXT.split()] * 9, trainer)
+    return tokenizer
+
+
+def words() -> Tokenizer:
+    names = ["<unk>", "<s>", "</s>", *sorted({*TEXT.split()} - {"<s>", "</s>", "<|endoftext|>"})]
+    tokenizer = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+def added_as_no_special_token() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.add_tokens(
+        [AddedToken(name, special=False) for name in ("<s>", "</s>", "<|endoftext|>", "lazy dog")]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "make", [unigram, bpe_that_merges_a_control_token, words, added_as_no_special_token]
+)
+def test_no_text_spells_a_control_token(tmp_path, make):
+    made = make()
+    made.save(str(tmp_path / "a.json"))
+    tokenizer = get_tokenizer(str(tmp_path / "a.json"))
+    control = {made.token_to_id(name) for name in ("<s>", "</s>", "<|endoftext|>")} - {None}
+    assert control & {*made.encode(TEXT, add_special_tokens=False).ids}, "as the library has it"
+    ids = tokenizer.encode(TEXT.encode()).tolist()
+    assert tokenizer.document_start in control and not control & {*ids}
+    # all else is as the library has it
+    plain = "the quick brown fox, jumps over the lazy dog"
+    assert tokenizer.encode(plain.encode()).tolist() == made.encode(plain).ids
+    if make is not words:  # whose one word for what it does not know has no letters
+        letters = tokenizer.decode(ids).decode().replace("<unk>", "").split()
+        assert "".join(letters) == "".join(TEXT.split())
 
 
 @pytest.mark.parametrize(
