@@ -10,9 +10,9 @@ sequence is reading one contiguous stretch of memory.
 Of the paper's Appendix I: with non-contextual A or B (the same for all tokens, or a function of the
 position) a row leaves those factors out; with shared B (b_k = b_v) it holds them once.
 
-Where the heads are spread over several devices, a token has a row for each share of them, [S, W]:
-all heads' B factors, which every device needs, and its own heads' A factors. The arrays then have
-one more axis, which a mesh can split.
+Where the heads are sharded over several devices, a token has a row for each shard, [S, W]: the B
+factors of all heads, which every device needs, and the A factors of the shard's heads. The arrays
+then have one more axis, which a mesh can shard.
 """
 
 import dataclasses
@@ -68,13 +68,13 @@ class CacheLayout:
 
     @property
     def shard(self) -> "CacheLayout":
-        """The layout of one share of the heads: H / S of them, rounded up."""
+        """The layout of one shard of the heads: H / S of them, rounded up."""
         return dataclasses.replace(self, heads=-(-self.heads // self.head_shards), head_shards=1)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """What a token takes: [W], or [S, W] where the heads are in S shares. (Without A factors
-        all shares are alike: [W].)
+        """The shape of a token: [W], or [S, W] where the heads are in S shards. (Without A factors
+        all shards are alike: [W].)
         """
         return (
             (self.head_shards, self.width)
@@ -129,15 +129,15 @@ def pack_b(
     b_k: Float[Array, "*batch R_K D"],
     b_v: Float[Array, "*batch R_V E"] | None,
 ) -> Float[Array, "*batch W_B"]:
-    """B factors [..., R, D] to [..., layout.b_width]: part of a row, or a row of the table of
+    """B factors [..., R, D] to [..., layout.b_width]: the start of a row, or a row of the table of
     positions.
     """
-    flat = lambda x: x.reshape(*x.shape[:-2], -1)
-    return flat(b_k) if layout.shared_b else jnp.concatenate([flat(b_k), flat(b_v)], axis=-1)
+    factors = [b_k] if layout.shared_b else [b_k, b_v]
+    return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in factors], axis=-1)
 
 
 def split_heads(layout: CacheLayout, x: jax.Array, axis: int = -1) -> jax.Array:
-    """x with its axis of H heads as two, S shares of H / S heads, the last ones padded with
+    """x with its axis of H heads as two: S shards of H / S heads, the last ones padded with
     zeros.
     """
     axis, shards, heads = axis % x.ndim, layout.head_shards, layout.shard.heads
@@ -147,18 +147,19 @@ def split_heads(layout: CacheLayout, x: jax.Array, axis: int = -1) -> jax.Array:
 
 
 def merge_heads(layout: CacheLayout, x: jax.Array, axis: int) -> jax.Array:
-    """The inverse of `split_heads`: `axis` is that of the shares."""
+    """The inverse of `split_heads`: `axis` is that of the shards."""
     if x.shape[axis] * x.shape[axis + 1] != layout.heads:
-        x = place_axis(x, axis, None)  # what is left has no even split
+        x = shard_axis(x, axis, None)  # the heads that are left cannot be sharded evenly
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return (
         x if x.shape[axis] == layout.heads else jax.lax.slice_in_dim(x, 0, layout.heads, axis=axis)
     )
 
 
-def place_axis(x: jax.Array, axis: int, name) -> jax.Array:
-    """x with this axis split over that axis of the mesh, or over none, where a mesh of Explicit
-    axes is to be told.
+def shard_axis(x: jax.Array, axis: int, name) -> jax.Array:
+    """x with one axis sharded over the mesh axis `name`, or over none.
+
+    Only a mesh with Explicit axes has to be told; under another, x is returned as it is.
     """
     sharding = jax.typeof(x).sharding
     if not sharding.mesh.explicit_axes or sharding.spec[axis] == name:
@@ -174,22 +175,22 @@ def pack(
     """Factors a [..., R, H] and b [..., R, D] to rows [..., *layout.row_shape]. Those that it
     leaves out are not looked at.
     """
-    parts = [pack_b(layout, b_k, b_v)] if layout.stores_b else []
-    if len(layout.row_shape) == 2:  # a row for each share of the heads, all with the same B factors
+    columns = [pack_b(layout, b_k, b_v)] if layout.stores_b else []
+    if len(layout.row_shape) == 2:  # a row for each shard of the heads, all with the same B factors
         a_k, a_v = [jnp.moveaxis(split_heads(layout, a), -2, -3) for a in (a_k, a_v)]
         axis = a_k.ndim - 3
-        parts = [
+        columns = [
             jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], layout.head_shards, x.shape[-1]))
-            for x in parts
+            for x in columns
         ]
-        parts = [place_axis(x, axis, jax.typeof(a_k).sharding.spec[axis]) for x in parts]
+        columns = [shard_axis(x, axis, jax.typeof(a_k).sharding.spec[axis]) for x in columns]
     for a in (a_k, a_v) if layout.stores_a else ():
         if missing := layout.padded_heads - a.shape[-1]:
             a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, missing)])
-        parts.append(a.reshape(*a.shape[:-2], -1))
-    if missing := layout.width - sum(x.shape[-1] for x in parts):
-        parts.append(jnp.zeros((*parts[0].shape[:-1], missing), parts[0].dtype))
-    return jnp.concatenate(parts, axis=-1)
+        columns.append(a.reshape(*a.shape[:-2], -1))
+    if missing := layout.width - sum(x.shape[-1] for x in columns):
+        columns.append(jnp.zeros((*columns[0].shape[:-1], missing), columns[0].dtype))
+    return jnp.concatenate(columns, axis=-1)
 
 
 def unpack(
@@ -202,23 +203,23 @@ def unpack(
 ]:
     """The inverse of `pack`: (a_k, b_k, a_v, b_v), None for factors that a row does not hold."""
 
-    def part(start, rank, width, used):
+    def factor(start, rank, width, used):
         return rows[..., start : start + rank * width].reshape(*rows.shape[:-1], rank, width)[
             ..., :used
         ]
 
     a_k = a_v = b_k = b_v = None
     if layout.stores_a:
-        a_k = part(layout.a_k, layout.rank_k, layout.padded_heads, layout.shard.heads)
-        a_v = part(layout.a_v, layout.rank_v, layout.padded_heads, layout.shard.heads)
+        a_k = factor(layout.a_k, layout.rank_k, layout.padded_heads, layout.shard.heads)
+        a_v = factor(layout.a_v, layout.rank_v, layout.padded_heads, layout.shard.heads)
         if len(layout.row_shape) == 2:
             a_k, a_v = [
                 merge_heads(layout, jnp.moveaxis(a, -3, -2), a.ndim - 2) for a in (a_k, a_v)
             ]
             rows = rows[..., 0, :]
     if layout.stores_b:
-        b_k = part(layout.b_k, layout.rank_k, layout.dim_k, layout.dim_k)
-        b_v = part(layout.b_v, layout.rank_v, layout.dim_v, layout.dim_v)
+        b_k = factor(layout.b_k, layout.rank_k, layout.dim_k, layout.dim_k)
+        b_v = factor(layout.b_v, layout.rank_v, layout.dim_v, layout.dim_v)
     return a_k, b_k, a_v, b_v
 
 
@@ -238,5 +239,5 @@ def append(
         return rows.at[where].set(new.astype(rows.dtype), mode="drop", unique_indices=True)
 
     for axis in (0, *range(2, rows.ndim - 1)):
-        new = place_axis(new, axis, jax.typeof(rows).sharding.spec[axis])
-    return write(rows, new, place_axis(lengths, 0, jax.typeof(rows).sharding.spec[0]))
+        new = shard_axis(new, axis, jax.typeof(rows).sharding.spec[axis])
+    return write(rows, new, shard_axis(lengths, 0, jax.typeof(rows).sharding.spec[0]))

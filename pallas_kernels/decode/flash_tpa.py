@@ -77,15 +77,14 @@ def decode(
     options = dict(rotation=rotation, scale=scale, dtype=dtype) | (
         {} if config is None else {"config": config}
     )
-    part = functools.partial(
-        _part, attend=functools.partial(run.attend, **options), layout=layout.shard
-    )
-    out, lse = on_each_device(part, arrays, rows, lengths.astype(jnp.int32), fixed_a, fixed_b)
+    attend = functools.partial(run.attend, **options)
+    on_device = functools.partial(_on_device, attend=attend, layout=layout.shard)
+    out, lse = on_each_device(on_device, arrays, rows, lengths.astype(jnp.int32), fixed_a, fixed_b)
     out, lse = merge_heads(layout, out, 2), merge_heads(layout, lse, 2)
     return (out, lse) if return_lse else out
 
 
-def _part(query, rows, lengths, a, b, *, attend, layout):
+def _on_device(query, rows, lengths, a, b, *, attend, layout):
     """What one device does: out [B, N, S, H, E] and lse [B, N, S, H] of its B sequences and its S
     head shards.
     """

@@ -33,7 +33,7 @@ def on_each_device(kernel, query, rows, lengths, a, b):
     mesh = jax.typeof(rows).sharding.mesh
     if not mesh.explicit_axes:
         return run(*arguments)
-    specs = _parts(arguments, jax.tree.map(lambda x: jax.typeof(x).sharding.spec, arguments))
+    specs = _specs(arguments, jax.tree.map(lambda x: jax.typeof(x).sharding.spec, arguments))
     arguments = jax.tree.map(
         lambda x, spec: jax.sharding.reshard(x, NamedSharding(mesh, spec)), arguments, specs[0]
     )
@@ -63,9 +63,11 @@ def _axes(arguments):
     return letters, ["bnshe", "bnsh"]
 
 
-def _parts(arguments, specs):
-    """How to split the arguments and the results: as the cache is split, since it must not move;
-    along an axis that the cache does not split, as the query is.
+def _specs(arguments, specs):
+    """How to shard the arguments and the results, given how the arguments are sharded.
+
+    All are sharded as the cache is, since it must not move; along an axis over which the cache is
+    not sharded, as the query is.
     """
     letters, results = _axes(arguments)
     axis = {}
@@ -75,8 +77,11 @@ def _parts(arguments, specs):
                 axis[letter] = name
     if axis.get("b") == axis.get("s"):  # one axis of the mesh cannot split both
         axis["s"] = None
-    split = lambda names: P(*[axis.get(letter) for letter in names])
-    return jax.tree.map(split, letters), [split(names) for names in results]
+
+    def spec(names):
+        return P(*[axis.get(letter) for letter in names])
+
+    return jax.tree.map(spec, letters), [spec(names) for names in results]
 
 
 def _under_auto_axes(kernel):
@@ -84,18 +89,20 @@ def _under_auto_axes(kernel):
         flat, tree = jax.tree.flatten(arguments)
         letters, results = _axes(arguments)
 
-        part = lambda *flat: list(kernel(*jax.tree.unflatten(tree, flat)))
-        whole = custom_partitioning(part)
+        def run_kernel(*flat):
+            return list(kernel(*jax.tree.unflatten(tree, flat)))
+
+        whole = custom_partitioning(run_kernel)
 
         def partition(mesh, shapes, _):
             specs = jax.tree.unflatten(tree, [x.sharding.spec for x in shapes])
-            ins, outs = _parts(jax.tree.unflatten(tree, shapes), specs)
-            place = functools.partial(NamedSharding, mesh)
+            ins, outs = _specs(jax.tree.unflatten(tree, shapes), specs)
+            sharding = functools.partial(NamedSharding, mesh)
             return (
                 mesh,
-                part,
-                [place(x) for x in outs],
-                tuple(place(x) for x in jax.tree.leaves(ins)),
+                run_kernel,
+                [sharding(x) for x in outs],
+                tuple(sharding(x) for x in jax.tree.leaves(ins)),
             )
 
         rule = (
@@ -103,9 +110,9 @@ def _under_auto_axes(kernel):
             + " -> "
             + ", ".join(map(" ".join, results))
         )
-        elsewhere = [x for x in dict.fromkeys(rule) if x not in " ,->bs"]
+        replicated = [x for x in dict.fromkeys(rule) if x not in " ,->bs"]
         whole.def_partition(
-            partition, sharding_rule=rule, need_replication_factors=tuple(elsewhere)
+            partition, sharding_rule=rule, need_replication_factors=tuple(replicated)
         )
         return whole(*flat)
 
@@ -120,13 +127,16 @@ def _under_vmap(kernel):
         query, rows, lengths, a, b = arguments
         # one cache for all, or fixed factors for each: one call after another
         if not mapped[1] or any(jax.tree.leaves(mapped[3:])):
-            at = lambda i: jax.tree.map(
-                lambda x, one_each: x[i] if one_each else x, arguments, tuple(mapped)
-            )
-            return lax.map(lambda i: list(run(*at(i))), jnp.arange(size)), [True, True]
 
-        def join(x, one_each):
-            x = x if one_each else jnp.broadcast_to(x, (size, *x.shape))
+            def run_one(i):
+                return list(
+                    run(*jax.tree.map(lambda x, m: x[i] if m else x, arguments, tuple(mapped)))
+                )
+
+            return lax.map(run_one, jnp.arange(size)), [True, True]
+
+        def join(x, is_mapped):
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
             return x.reshape(-1, *x.shape[2:])
 
         results = run(*jax.tree.map(join, (query, rows, lengths), tuple(mapped[:3])), a, b)

@@ -233,7 +233,7 @@ class TPACache:
         # query's
         guide, at = (self._rows, 2) if self._rows.ndim == 4 else (first, axis)
         mesh_axis = jax.typeof(guide).sharding.spec[at]
-        first = cache_layout.place_axis(first, axis, mesh_axis)
+        first = cache_layout.shard_axis(first, axis, mesh_axis)
         query_axes: Any = axis
         if factored:
             query, query_axes = TPAQuery(first, query.b), query._replace(a=axis, b=None)
@@ -242,7 +242,7 @@ class TPACache:
 
         def split(a: Array) -> Array:
             a = jnp.moveaxis(cache_layout.split_heads(layout, a), -2, 0)
-            return cache_layout.place_axis(a, 0, mesh_axis)
+            return cache_layout.shard_axis(a, 0, mesh_axis)
 
         fixed = fixed._replace(
             a_k=jax.tree.map(split, fixed.a_k), a_v=jax.tree.map(split, fixed.a_v)

@@ -64,7 +64,7 @@ def _decode(
     whole = (
         jnp.broadcast_to(x.astype(jnp.float32), (cache.batch, room, *x.shape[2:])) for x in factors
     )
-    a_k, b_k, a_v, b_v = (cache_layout.place_axis(x, 0, mesh_axis) for x in whole)
+    a_k, b_k, a_v, b_v = (cache_layout.shard_axis(x, 0, mesh_axis) for x in whole)
     # float32 products even where the device would round to TF32
     with jax.default_matmul_precision("highest"):
         if isinstance(query, TPAQuery):
