@@ -53,7 +53,7 @@ class Partials(NamedTuple):
 class RowState(NamedTuple):
     """The online softmax of 64 rows."""
 
-    o: list[jax.Array]  # one [64, columns] for each chunk of E
+    o: list[Any]  # one array [64, columns] for each chunk of E
     m: jax.Array
     l: jax.Array
 
@@ -245,7 +245,7 @@ class ThreadBlock:
         self.R_K, self.R_V = layout.rank_k, layout.rank_v
         self.T, self.S = config.tokens, config.stages
         self.b_k_untiled, self.b_k = refs.b_k
-        self.b_v_untiled, self.b_v = (None, self.b_k) if call.one_copy else refs.b_v
+        self.b_v_untiled, self.b_v = refs.b_k if call.one_copy else refs.b_v
         self.number = lax.axis_index("block")
         warp_rows = [
             (lax.axis_index("group") * len(call.row_blocks) + i) * 4 + warps.warp()
@@ -472,8 +472,8 @@ class ThreadBlock:
                 plgpu.wgmma(acc, self.refs.q.at[block, c], keys(r, c).transpose((1, 0)))
             return [acc[...] for acc in accs]
 
-        accs = [plgpu.ACC((ROWS, self.T), jnp.float32)] * self.R_K
-        by_rank = pl.run_scoped(products, *accs)  # pyright: ignore[reportPrivateImportUsage] # imported there
+        accs = [plgpu.ACC((ROWS, self.T), jnp.float32)] * self.R_K  # pyright: ignore[reportPrivateImportUsage] # imported there
+        by_rank = pl.run_scoped(products, *accs)
         return sum(self._times_a(x, slot, r, h) for r, x in enumerate(by_rank))
 
     def _mask(self, s, masked, visible):

@@ -78,10 +78,10 @@ def _specs(arguments, specs):
     if axis.get("b") == axis.get("s"):  # one axis of the mesh cannot split both
         axis["s"] = None
 
-    def spec(names):
+    def spec_of(names):
         return P(*[axis.get(letter) for letter in names])
 
-    return jax.tree.map(spec, letters), [spec(names) for names in results]
+    return jax.tree.map(spec_of, letters), [spec_of(names) for names in results]
 
 
 def _under_auto_axes(kernel):
