@@ -32,8 +32,8 @@ TINY = {
 }
 # the folder in which processes that the tests start keep what they have compiled, for the next one
 COMPILED = "T6JAX_TESTS_COMPILED"
-# JAX's option, in the environment of a process that a test starts, to compile fast what need not
-# run fast
+# JAX's option to compile fast what need not run fast: most of the tests' time would go into making
+# tiny programs fast
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ON_CPU = os.environ.get("JAX_PLATFORMS") == "cpu"
 
@@ -42,9 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if COMPILED not in os.environ:  # where tests run in several processes, these inherit it
         os.environ[COMPILED] = tempfile.mkdtemp(prefix="t6jax-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True))
-    jax.config.update(
-        UNOPTIMIZED.lower(), ON_CPU
-    )  # most of the tests' time would go into making tiny programs fast
+    jax.config.update(UNOPTIMIZED.lower(), ON_CPU)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -131,8 +129,9 @@ def process_options() -> dict:
         "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     kept |= {"PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "PLATFORMS": "cpu"}
+    environment = os.environ | {f"JAX_{name}": value for name, value in kept.items()}
     return {
         "cwd": ROOT,
-        "env": os.environ | {f"JAX_{name}": value for name, value in kept.items()},
+        "env": environment | {UNOPTIMIZED: "1"},
         "text": True,
     }

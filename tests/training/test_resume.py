@@ -18,7 +18,7 @@ from t6jax import InputError
 from t6jax.config import RunConfig
 from t6jax.parallel.processes import RESUME
 from t6jax.runs import CHECKPOINTS, checkpoint_steps
-from tests.conftest import UNOPTIMIZED, command, process_options
+from tests.conftest import command, process_options
 
 STEPS = 240
 DEAD_AFTER = 8
@@ -41,11 +41,10 @@ def start_together(
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = str(s.getsockname()[1])
-    quick = {UNOPTIMIZED: "1"}  # the compiler's time in each of them would be most of the test's
     flags = (*flags, f"--dead_after={DEAD_AFTER}")
     if not slurm:
         named = (f"--coordinator=localhost:{port}", f"--num_processes={count}")
-        return [start(workdir, *named, f"--process_id={i}", *flags, **quick) for i in range(count)]
+        return [start(workdir, *named, f"--process_id={i}", *flags) for i in range(count)]
     job = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "localhost",
@@ -53,7 +52,7 @@ def start_together(
         "JAX_COORDINATOR_PORT": port,
     }
     task = lambda i: {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-    return [start(workdir, *flags, **quick, **job, **task(i)) for i in range(count)]
+    return [start(workdir, *flags, **job, **task(i)) for i in range(count)]
 
 
 def finish(process: subprocess.Popen) -> str:
