@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import shutil
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from t6jax.errors import InputError
 
@@ -64,6 +65,23 @@ def write_atomically(path: pathlib.Path, content: bytes | memoryview | str) -> N
     """Writes a whole file as `atomic_file` does; text is encoded as UTF-8."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: the file cannot be read, or holds anything else.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:  # RecursionError: nested too deep
+        raise InputError(f"{path} is not valid JSON: {e}") from e
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    return values
 
 
 @contextlib.contextmanager

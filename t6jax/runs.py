@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from t6jax.checksums import NAME, ChecksumError, Checksums, Hasher
 from t6jax.config import DataConfig, ModelConfig
 from t6jax.errors import InputError
 from t6jax.fields import Section
-from t6jax.files import write_atomically
+from t6jax.files import read_json, write_atomically
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -39,10 +40,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir} is no run directory: it has no {CONFIG}; name the --workdir of a training "
             "run"
         )
-    try:
-        return json.loads(path.read_text())
-    except ValueError as e:
-        raise InputError(f"{path} is not valid JSON: {e}") from e
+    return read_json(path)
 
 
 def read_model_config(workdir: pathlib.Path) -> ModelConfig:
@@ -102,6 +100,32 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     )
 
 
+def write_checksums(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Writes the checksums of a step's folder that is whole, with its config."""
+    about = {"step": int(folder.name), "config": config}
+    Hasher(folder).finish(folder, about).write(folder)
+
+
+def read_checksums(folder: pathlib.Path) -> Checksums | None:
+    """The checksums of a step's folder. An older checkpoint has none, which a warning says.
+
+    Raises:
+        ChecksumError: they are damaged, or those of another step.
+    """
+    found = Checksums.read(folder)
+    if found is None:
+        _warn(
+            f"checkpoint {folder} has no {NAME}, as those of older versions: it is read unchecked"
+        )
+    elif found.about["step"] != int(folder.name):
+        raise ChecksumError(f"it was saved as step {found.about['step']}")
+    return found
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
 def restore_newest[T](
     workdir: pathlib.Path, steps: list[int], restore: Callable[[int], T]
 ) -> tuple[int, T]:
@@ -113,8 +137,14 @@ def restore_newest[T](
         path = workdir / CHECKPOINTS / str(step)
         try:
             return step, restore(step)
-        except (MemoryError, PermissionError):  # says nothing of the files
+        except (MemoryError, InputError):  # says nothing of the files
             raise
+        except PermissionError as e:
+            raise InputError(
+                f"checkpoint {path} cannot be read ({e}): give yourself permission to read it"
+            ) from e
+        except ChecksumError as e:
+            _warn(f"checkpoint {path} is damaged and is passed over: {e}")
         except (
             Exception
         ) as e:  # whatever Orbax and TensorStore raise for damaged files: no one class covers it
@@ -124,7 +154,5 @@ def restore_newest[T](
                 f"{type(e).__name__}: "
                 f"{str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"
             )
-            warnings.warn(
-                f"checkpoint {path} cannot be read and is passed over ({reason})", stacklevel=2
-            )
+            _warn(f"checkpoint {path} cannot be read and is passed over ({reason})")
     raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")

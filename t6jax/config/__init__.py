@@ -3,7 +3,7 @@ dicts. Importing this package does not import JAX.
 """
 
 from t6jax.config.data import DataConfig, MixtureEntry
-from t6jax.config.differences import differences
+from t6jax.config.differences import differences, model_differences
 from t6jax.config.layout import MeshConfig, ShardingConfig
 from t6jax.config.model import DTYPES, REMAT, ModelConfig
 from t6jax.config.optimizer import OptimizerConfig
@@ -30,4 +30,5 @@ __all__ = [
     "ValidationConfig",
     "check_trainable",
     "differences",
+    "model_differences",
 ]

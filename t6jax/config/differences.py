@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t6jax.config.data import MixtureEntry
+from t6jax.config.model import ModelConfig
 from t6jax.config.run import RunConfig
 from t6jax.fields import keys_of
 
@@ -28,9 +29,19 @@ def differences(old: Mapping[str, Any], new: RunConfig) -> dict[str, tuple[Any, 
     for values in (before, after):  # 0 means steps, which may change
         decay = "optimizer.decay_steps"
         values[decay] = values.get(decay) or values.get("steps")
+    return _changed(before, after)
+
+
+def model_differences(old: Mapping[str, Any], new: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """As `differences`, for the section `model` alone: old is the one of config.json."""
+    before, after = _flat(_defaults(new), "model.") | _flat(old, "model."), new.to_dict()
+    return _changed(before, _flat(after, "model."))
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key), after.get(key))
-        for key in sorted(before | after)
+        for key in sorted({**before, **after})
         if before.get(key) != after.get(key) and not _may_change(key)
     }
 

@@ -21,7 +21,7 @@ from t6jax.errors import InputError
 from t6jax.extras import needs
 from t6jax.files import atomic_folder
 from t6jax.interop.reference import from_reference
-from t6jax.runs import CHECKPOINTS, PARAMETERS, write_config
+from t6jax.runs import CHECKPOINTS, PARAMETERS, write_checksums, write_config
 
 with needs("interop"):
     from safetensors import SafetensorError
@@ -68,7 +68,9 @@ def convert(
             checkpointer.save(path, nnx.to_pure_dict(nnx.state(model)))
         if tokenizer not in NAMES:
             get_tokenizer(tokenizer).save(folder)
-        write_config(folder, {"model": model.config.to_dict(), "data": data})
+        config = {"model": model.config.to_dict(), "data": data}
+        write_checksums(folder / CHECKPOINTS / STEP, config)
+        write_config(folder, config)
     return f"{out}: {model.config.attention.name}, {model.config.parameter_count:,} parameters"
 
 

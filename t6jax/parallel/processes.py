@@ -193,6 +193,11 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def own_share() -> tuple[int, int]:
+    """(the number of this process, how many there are): of work that is split between them."""
+    return jax.process_index(), jax.process_count()
+
+
 def on_first_process(name: str, action: Callable[[], None]) -> None:
     """Runs action in the first process while the others wait. If it raises an InputError, all
     processes raise one.

@@ -99,7 +99,7 @@ def _train(
 
     with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
-        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config))
         restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
         start, state = restored or (0, trainer.create(jax.random.key(config.seed)))
         log = stack.enter_context(MetricsLog(workdir, start, config.log.tensorboard))

@@ -12,7 +12,7 @@ from configs import common
 from t6jax.config import ModelConfig
 from t6jax.evaluation.packing import Request
 from t6jax.model import T6, abstract
-from t6jax.runs import CHECKPOINTS, PARAMETERS, write_config
+from t6jax.runs import CHECKPOINTS, PARAMETERS, write_checksums, write_config
 
 ATTENTION = {
     "tpa": {"name": "tpa", "num_heads": 3, "head_dim": 8, "rank_q": 3, "rank_k": 2, "rank_v": 1},
@@ -59,6 +59,7 @@ def save_run(workdir: pathlib.Path, model: T6, step: int = 1) -> pathlib.Path:
     with ocp.StandardCheckpointer() as checkpointer:
         path = (workdir / CHECKPOINTS / str(step) / PARAMETERS).absolute()
         checkpointer.save(path, nnx.to_pure_dict(nnx.state(model)))
+    write_checksums(path.parent, settings)
     return workdir
 
 

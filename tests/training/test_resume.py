@@ -167,7 +167,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_restored(unbroken
         if path.is_file() and path.stat().st_size > 4096:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     output = finish(start(workdir))
-    assert f"{folder} cannot be read and is passed over" in output
+    assert f"{folder} is damaged and is passed over" in output
     assert f"resumed from step {before}" in output
     assert losses(workdir) == losses(unbroken)
     assert (workdir / CHECKPOINTS / f"{newest}.unreadable").is_dir(), "nothing is deleted"
@@ -226,7 +226,7 @@ def test_load_takes_a_run_or_a_step_and_passes_over_what_cannot_be_read(unbroken
     for path in (workdir / CHECKPOINTS / "240").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.warns(UserWarning, match="240 cannot be read and is passed over"):
+    with pytest.warns(UserWarning, match="240 is damaged and is passed over"):
         load(workdir)
     with (
         pytest.warns(UserWarning),
