@@ -16,10 +16,10 @@ SETUP := pyproject.toml requirements.txt requirements-test.txt requirements-torc
 # one process more than cores: many tests wait for processes that they start
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 # without the files that compile much: models, kernels under an interpreter, training, programs
-QUICK := tests/config tests/data tests/ops tests/evaluation/test_p*.py tests/interop/test_reference.py \
+QUICK := tests/config tests/data tests/ops tests/generation/test_detokenizer.py tests/evaluation/test_p*.py tests/interop/test_reference.py \
 	tests/attention/test_bad_input.py tests/attention/test_counts.py tests/attention/test_tpa.py \
 	tests/pallas_kernels/decode/test_cache_layout.py \
-	$(filter-out tests/test_generation.py tests/test_readme.py,$(wildcard tests/test_*.py))
+	$(filter-out tests/test_readme.py,$(wildcard tests/test_*.py))
 
 # each of the many processes that the tests start would compile JAX's sources again: 8 s
 unexport PYTHONDONTWRITEBYTECODE

@@ -23,7 +23,7 @@ TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among the k likeliest tokens; 0: 
 TOP_P = flags.DEFINE_float(
     "top_p", 1.0, "Draw among the likeliest tokens that together reach this probability.", 0.0, 1.0
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**32 - 1)
 
 
 def main(argv):

@@ -17,10 +17,10 @@ _MODULES = {
     "from_reference": "interop.reference",
     "T6": "model",
     "decode": "ops.decode",
-    "FixedFactors": "ops.tpa_cache",
+    "FixedFactors": "ops.tpa_factors",
     "TPACache": "ops.tpa_cache",
-    "TPAEntry": "ops.tpa_cache",
-    "TPAQuery": "ops.tpa_cache",
+    "TPAEntry": "ops.tpa_factors",
+    "TPAQuery": "ops.tpa_factors",
     "load": "loading",
     "load_tokenizer": "generation",
 }

@@ -8,14 +8,25 @@ The checks, the list of keys that --help prints, and the defaults are all read f
 import dataclasses
 import difflib
 import functools
-import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 from t6jax.errors import InputError
 
-_TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}
+# the smallest and the largest normal number of the type that training and RoPE compute in
+_FLOAT32 = (1.1754943508222875e-38, 3.4028234663852886e38)
+_TYPE_NAMES = {
+    int: "an integer",
+    float: "a finite number that float32 holds",
+    bool: "True or False",
+    str: "a string",
+}
+
+
+def _in_float32(value: float) -> bool:
+    """Whether float32 holds a number: neither infinity nor, unless it is 0, 0."""
+    return value == 0 or _FLOAT32[0] <= abs(value) <= _FLOAT32[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +94,12 @@ class Key:
         if self.type in _TYPE_NAMES:
             wanted = (int, float) if self.type is float else self.type
             fits = isinstance(value, wanted) and (self.type is bool or not isinstance(value, bool))
-            if not fits or (self.type is float and not math.isfinite(value)):
+            if not fits or (self.type is float and not _in_float32(value)):
                 raise InputError(f"{path} must be {_TYPE_NAMES[self.type]}; got {value!r}")
             value = float(value) if self.type is float else value
+        is_section = isinstance(self.type, type) and issubclass(self.type, Section)
+        if is_section and not isinstance(value, self.type):
+            raise InputError(f"{path} must be a {self.type.__name__}; got {value!r}")
         for limit in self.limits:
             if value not in limit:
                 raise InputError(f"{path} must be {limit}; got {value!r}")

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from t6jax.attention import Cache
 from t6jax.config import ModelConfig
+from t6jax.errors import InputError
 from t6jax.layers import SwiGLU, parameter, uniform
 from t6jax.ops.attention import Segments
 from t6jax.ops.cross_entropy import (
@@ -91,6 +92,10 @@ class T6(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        if not isinstance(config, ModelConfig):
+            raise InputError(
+                f"T6 takes a ModelConfig (ModelConfig.from_dict makes one); {config!r}"
+            )
         self.config = config
         shape = (config.vocab_size, config.d_model)
         embedding = uniform(rngs.params(), config.d_model**-0.5, shape, config.param_dtype)

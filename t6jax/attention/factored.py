@@ -27,7 +27,8 @@ from t6jax.ops.names import PROJECTION
 from t6jax.ops.precision import at_least_float32
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine, expand, factors
-from t6jax.ops.tpa_cache import FixedFactors, TPACache, TPAEntry, TPAQuery, key_value_factors
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import FixedFactors, TPAEntry, TPAQuery, key_value_factors
 from t6jax.parallel import sequence
 
 # Bounds of the uniform start of a factor map, from the axes of its weights as the published code

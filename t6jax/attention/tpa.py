@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from t6jax.attention.base import Initializer
 from t6jax.attention.factored import ACTIVATIONS, Factored, FactoredConfig
 from t6jax.fields import OneOf, Range
-from t6jax.ops.tpa_cache import TPAQuery
+from t6jax.ops.tpa_factors import TPAQuery
 
 
 class TPA(Factored):

@@ -15,7 +15,8 @@ from t6jax.fields import Range
 from t6jax.ops.decode import decode
 from t6jax.ops.tensor_product import vec
 from t6jax.ops.token_cache import TokenCache
-from t6jax.ops.tpa_cache import TPACache, TPAEntry, TPAQuery
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import TPAEntry, TPAQuery
 
 
 class Order3Entry(NamedTuple):

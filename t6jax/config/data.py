@@ -9,6 +9,7 @@ from t6jax.fields import Range, Section, build, check_fields
 
 # vocabulary sizes of the tokenizers that are known by a name
 VOCABULARIES = {"bytes": 257, "gpt2": 50257}
+_MIXTURE = "data.mixture must be a dict of names, each with path or source and weight"
 TOKENIZER_FILES = (".tiktoken", ".json")
 
 
@@ -65,7 +66,11 @@ class DataConfig(Section):
                 f"data.path={self.path!r} and data.source={self.source!r} are both given: take "
                 "the shards of the one, or with --config.data.path= the text of the other"
             )
+        if not isinstance(self.mixture, dict):
+            raise InputError(f"{_MIXTURE}; got {self.mixture!r}")
         for name, entry in self.mixture.items():
+            if not isinstance(name, str) or not isinstance(entry, MixtureEntry):
+                raise InputError(f"{_MIXTURE}; got {name!r}: {entry!r}")
             if not entry.path and not entry.source:
                 raise InputError(f"data.mixture.{name} needs a path or a source")
         if self.tokenizer not in VOCABULARIES and not self.tokenizer.endswith(TOKENIZER_FILES):
@@ -81,10 +86,7 @@ class DataConfig(Section):
         if mixture is None:
             return super().from_dict(values)
         if not isinstance(mixture, Mapping):
-            raise InputError(
-                "data.mixture must be a dict of names, each with path or source and weight; "
-                f"got {mixture!r}"
-            )
+            raise InputError(f"{_MIXTURE}; got {mixture!r}")
         entries = {
             name: entry
             if isinstance(entry, MixtureEntry)

@@ -53,6 +53,10 @@ class ModelConfig(Section):
         "since nothing is copied in and out of the loop's stacked arrays; compilation is longer.",
     ] = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_attention(self.attention)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From the keys above, `attention` being a dict of the mechanism's `name` and its own keys.
@@ -63,11 +67,8 @@ class ModelConfig(Section):
         attention = values.get("attention") if isinstance(values, Mapping) else None
         if isinstance(attention, Mapping):
             values = dict(values) | {"attention": attention_from_dict(attention)}
-        elif attention is not None and not hasattr(attention, "cached_numbers_per_token"):
-            raise InputError(
-                "model.attention must be a dict with the mechanism's name and its keys; "
-                f"got {attention!r}"
-            )
+        elif attention is not None:
+            _check_attention(attention)
         return super().from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +92,15 @@ class ModelConfig(Section):
         return self.num_layers * self.attention.cached_numbers_per_token
 
 
+def _check_attention(attention: Any) -> None:
+    # the class itself is not imported here: see above
+    if isinstance(attention, type) or not hasattr(attention, "cached_numbers_per_token"):
+        raise InputError(
+            "model.attention must be a mechanism's config or, for ModelConfig.from_dict, a dict "
+            f"with the mechanism's name and its keys; got {attention!r}"
+        )
+
+
 def attention_from_dict(values: Mapping[str, Any]) -> "AttentionConfig":
     """A mechanism's config from its `name`, its keys, and for a mechanism of one's own `module`."""
     settings = {key: value for key, value in values.items() if key not in ("name", "module")}
@@ -106,6 +116,13 @@ def mechanism(values: Mapping[str, Any]) -> "type[AttentionConfig]":
     from t6jax.attention import MECHANISMS
 
     name, module = values.get("name"), values.get("module") or ""
+    for key, value in (("name", name), ("module", module)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"model.attention.{key} must be a string; got {value!r}")
+    if module.startswith("."):
+        raise InputError(
+            f"model.attention.module={module!r} must be a module's whole name, as package.module"
+        )
     if name not in MECHANISMS and module:
         try:
             importlib.import_module(module)

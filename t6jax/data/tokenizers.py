@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -33,6 +34,11 @@ DOCUMENT_STARTS = (
     "[BOS]",
     "[EOS]",
 )
+
+
+# The private characters that stand for single bytes, U+10FF00 to U+10FFFF, and how UTF-8 has them
+_FIRST_FALLBACK = 0x10FF00
+_FALLBACK = re.compile(rb"\xf4\x8f([\xbc-\xbf])([\x80-\xbf])")
 
 
 class Tokenizer(Protocol):
@@ -154,6 +160,12 @@ class JsonTokenizer:
                 f"{', '.join(DOCUMENT_STARTS)}"
             )
         self.document_start = starts[0]
+        # Tokens for single bytes. The library's decoder makes U+FFFD of bytes that spell none,
+        # and of the characters beside them; so it is given a character for each byte.
+        self._fallback: dict[str, str] = {}
+        if b'"ByteFallback"' in self._data:
+            names = {f"<0x{b:02X}>": chr(_FIRST_FALLBACK + b) for b in range(256)}
+            self._fallback = {name: names[name] for name in names if name in vocabulary}
         # Byte-level tokens are spelled in an alphabet that stands for bytes. Decoding by the
         # alphabet keeps tokens that end inside a character.
         self._bytes = None
@@ -176,7 +188,12 @@ class JsonTokenizer:
         known = [i for i in ids if 0 <= i < self.vocab_size and i != self.document_start]
         if self._bytes is not None:
             return b"".join(self._bytes.get(i, b"") for i in known)
-        return self._tokenizer.decode(known, skip_special_tokens=False).encode()
+        if not self._fallback:
+            return self._tokenizer.decode(known, skip_special_tokens=False).encode()
+        tokens = [self._tokenizer.id_to_token(i) for i in known]
+        tokens = [self._fallback.get(token, token) for token in tokens if token is not None]
+        text = self._tokenizer.decoder.decode(tokens).encode()
+        return _FALLBACK.sub(lambda m: bytes([(m[1][0] & 3) << 6 | m[2][0] & 0x3F]), text)
 
     def save(self, folder: pathlib.Path) -> None:
         write_atomically(folder / JSON_FILE, self._data)

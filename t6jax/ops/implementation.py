@@ -76,7 +76,7 @@ def choose(
     if implementation == "xla":
         return ()
     if implementation is not None:
-        if implementation not in refusals:
+        if not isinstance(implementation, str) or implementation not in refusals:
             raise InputError(
                 f"implementation={implementation!r} of {op} is unknown; take one of "
                 f"{', '.join(map(repr, refusals))}, 'xla' or None"

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from t6jax.arguments import number
+from t6jax.fields import Range
 from t6jax.ops.precision import at_least_float32
 
 
@@ -21,6 +23,9 @@ class RoPE:
 
     base: float = 10000.0
     table_dtype: str = "float32"
+
+    def __post_init__(self):
+        number("RoPE's base", self.base, Range(above=0))
 
     def frequencies(self, dim: int) -> np.ndarray:
         """base**(-2i/D) for i < D/2, float32."""

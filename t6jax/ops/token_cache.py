@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Int
 
 from pallas_kernels.decode import cache_layout
+from t6jax.errors import InputError
 
 
 @jax.tree_util.register_dataclass
@@ -35,5 +36,13 @@ class TokenCache:
           entry: a pytree of arrays [B, T, ...], like `tokens`.
           starts: int [B].
         """
-        write = lambda old, new: cache_layout.append(old, new, starts)
+
+        def write(old: Array, new: Array) -> Array:
+            if (old.shape[0], *old.shape[2:]) != (new.shape[0], *new.shape[2:]):
+                raise InputError(
+                    f"an entry has shape {list(new.shape)}, but the cache asks for "
+                    f"[{old.shape[0]}, T, {', '.join(map(str, old.shape[2:]))}]"
+                )
+            return cache_layout.append(old, new, starts)
+
         return TokenCache(jax.tree.map(write, self.tokens, entry))

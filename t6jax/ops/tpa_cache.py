@@ -1,7 +1,7 @@
 """The cache of TPA: the factors of past keys and values, never keys and values (section 3.3)."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,43 +11,18 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from pallas_kernels.decode import cache_layout
 from pallas_kernels.decode.cache_layout import CacheLayout
+from t6jax.arguments import integer, integers, shown
 from t6jax.errors import InputError
+from t6jax.fields import Range
 from t6jax.ops.rope import RoPE
-
-
-class TPAQuery(NamedTuple):
-    """The factors of queries: Q = 1/R_Q sum_r a_r (x) b_r (eq. 3.1), RoPE already applied to b."""
-
-    a: Float[Array, "B N R_Q H"]
-    b: Float[Array, "B N R_Q D"]
-
-
-class TPAEntry(NamedTuple):
-    """The factors of tokens that are cached: K = 1/R_K sum_r a_r (x) b_r, V likewise (eq. 3.1).
-
-    b_k has RoPE applied (eq. 3.5), unless its cache rotates keys when they are read. A factor is
-    None where it is the same for all tokens (`FixedFactors`), and b_v is None where the values
-    share the keys' B factors. Axes B and T may have size 1 where a factor does not depend on them.
-    """
-
-    a_k: Float[Array, "#B #T R_K H"] | None
-    b_k: Float[Array, "#B #T R_K D"] | None
-    a_v: Float[Array, "#B #T R_V H"] | None
-    b_v: Float[Array, "#B #T R_V E"] | None
-
-
-class FixedFactors(NamedTuple):
-    """The factors that are the same for all tokens: non-contextual A or B (appendices A.1 and I).
-
-    They are parameters of a model, not part of its cache: `decode` takes them as an argument. b_k
-    is before RoPE where the cache was made with `rope`. None: the factor depends on the token, or
-    b_v is shared with b_k.
-    """
-
-    a_k: Float[Array, "R_K H"] | None = None
-    b_k: Float[Array, "R_K D"] | None = None
-    a_v: Float[Array, "R_V H"] | None = None
-    b_v: Float[Array, "R_V E"] | None = None
+from t6jax.ops.tpa_factors import (
+    FixedFactors,
+    TPAEntry,
+    TPAQuery,
+    check_entry,
+    check_factors,
+    checked_fixed,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -97,8 +72,10 @@ class TPACache:
         """
         _check_head_shards(head_shards)
         tokens = TPAEntry(a_k, b_k, a_v, b_v)
-        fixed = FixedFactors() if fixed is None else fixed
-        _check_factors(tokens, fixed)
+        fixed = checked_fixed(fixed)
+        if rope is not None and not isinstance(rope, RoPE):
+            raise InputError(f"rope must be a RoPE(base, table_dtype) or None; got {shown(rope)}")
+        check_factors(tokens, fixed)
         given: Any = [f if t is None else t for t, f in zip(tokens, fixed, strict=True)]
         k_a, k_b, v_a, v_b = given  # only v_b may still be None
         layout = CacheLayout(
@@ -135,14 +112,23 @@ class TPACache:
           head_shards: see `from_factors`.
         """
         _check_head_shards(head_shards)
+        count = lambda name, value: integer(name, value, Range(low=1))
+        batch = integer("batch", batch, Range(low=0))
+        max_length = integer("max_length", max_length, Range(low=0))
         layout = CacheLayout(
-            heads=num_heads,
-            rank_k=rank_k,
-            rank_v=rank_v,
-            dim_k=key_dim,
-            dim_v=value_dim,
+            heads=count("num_heads", num_heads),
+            rank_k=count("rank_k", rank_k),
+            rank_v=count("rank_v", rank_v),
+            dim_k=count("key_dim", key_dim),
+            dim_v=count("value_dim", value_dim),
             head_shards=head_shards,
         )
+        try:
+            is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        except TypeError:
+            is_float = False
+        if not is_float:
+            raise InputError(f"dtype must be one of floating-point numbers; got {shown(dtype)}")
         return cls(jnp.zeros((batch, max_length, *layout.row_shape), dtype), layout)
 
     @property
@@ -214,7 +200,12 @@ class TPACache:
 
         In place where the cache is donated to the enclosing jit. Tokens for which there is no room
         are dropped.
+
+        Raises:
+          InputError: the entry's factors are not those that the cache holds, or differ in shape.
         """
+        check_entry(entry, self._layout, self.batch)
+        starts = integers("starts", starts, self.batch)
         new = cache_layout.pack(self._layout, *entry)
         return dataclasses.replace(self, _rows=cache_layout.append(self._rows, new, starts))
 
@@ -261,83 +252,3 @@ class TPACache:
 def _check_head_shards(head_shards: int) -> None:
     if not isinstance(head_shards, int) or head_shards < 1:
         raise InputError(f"head_shards must be a whole number from 1 on, got {head_shards!r}")
-
-
-def key_value_factors(
-    tokens: TPAEntry, fixed: FixedFactors, rope: RoPE | None, positions: Int[Array, "#B T"]
-) -> TPAEntry:
-    """The factors that eq. 3.1 combines: those of the tokens, and the fixed ones for each token.
-
-    Args:
-      tokens: the factors that depend on the token.
-      fixed: those that do not. With b_v in neither, values share b_k before RoPE.
-      rope: rotates b_k by the positions; None: it is rotated.
-      positions: [B, T], or [1, T].
-
-    Returns:
-      Every factor, [B, T, R, .]; an axis B or T that it does not depend on may have size 1.
-    """
-    given: Any = [
-        t if t is not None or f is None else f[None, None]
-        for t, f in zip(tokens, fixed, strict=True)
-    ]
-    a_k, b_k, a_v, b_v = given  # only b_v may still be None
-    return TPAEntry(a_k, b_k if rope is None else rope(b_k, positions), a_v, _or(b_v, b_k))
-
-
-def _or(x: Array | None, y: Array) -> Array:
-    return y if x is None else x
-
-
-def _check_factors(tokens: TPAEntry, fixed: FixedFactors) -> None:
-    for name in TPAEntry._fields:
-        token, same = getattr(tokens, name), getattr(fixed, name)
-        if token is not None and same is not None:
-            raise InputError(f"{name} and fixed.{name} are both given: give one of them")
-        if token is not None and token.ndim != 4:
-            raise InputError(
-                f"{name} must have 4 axes [batch, token, rank, head or feature], got shape "
-                f"{token.shape}: give a factor that is the same for all tokens in "
-                f"fixed=FixedFactors({name}=...), here and to decode"
-            )
-        if same is not None and same.ndim != 2:
-            raise InputError(
-                f"fixed.{name} must have 2 axes [rank, head or feature], got shape {same.shape}"
-            )
-        if token is None and same is None and name != "b_v":
-            raise InputError(f"{name} is missing: give it, or fixed=FixedFactors({name}=...)")
-    given = {
-        **{name: x for name, x in tokens._asdict().items() if x is not None},
-        **{f"fixed.{name}": x for name, x in fixed._asdict().items() if x is not None},
-    }
-    shapes = {name.removeprefix("fixed."): x.shape[-2:] for name, x in given.items()}
-    per_token = {name: x for name, x in given.items() if x.ndim == 4}
-    if not per_token:
-        raise InputError("at least one factor must depend on the token: all of them are fixed")
-    for one, two in (("a_k", "a_v"), ("b_k", "b_v")):
-        if two in shapes and (getattr(fixed, one) is None) != (getattr(fixed, two) is None):
-            raise InputError(
-                f"{one} and {two} must either both depend on the token or both be fixed"
-            )
-    (rank_k, heads), rank_v = shapes["a_k"], shapes["a_v"][0]
-    if "b_v" not in shapes and rank_k != rank_v:
-        raise InputError(
-            f"a_v has rank {rank_v}, but shares b_k, whose rank is {rank_k}: give b_v, or equal "
-            "ranks"
-        )
-    lead = next(iter(per_token.values())).shape[:2]
-    wanted = {"b_k": (rank_k, None), "a_v": (None, heads), "b_v": (rank_v, None)}
-    for name, x in given.items():
-        want = wanted.get(name.removeprefix("fixed."), (None, None))
-        want = (*lead, *want) if x.ndim == 4 else want
-        if any(w is not None and w != got for w, got in zip(want, x.shape, strict=True)):
-            text = ", ".join("any" if w is None else str(w) for w in want)
-            raise InputError(
-                f"{name} has shape {x.shape}, but the other factors, with a_k {shapes['a_k']} and "
-                f"a_v {shapes['a_v']}, ask for ({text})"
-            )
-    if len({x.dtype for x in per_token.values()}) > 1:
-        raise InputError(
-            "the factors must share one dtype, got "
-            f"{', '.join(f'{n} {x.dtype}' for n, x in per_token.items())}"
-        )

@@ -1,11 +1,10 @@
 """What generate.py calls. The checkpoint's path is checked before this module is imported."""
 
-import codecs
 import sys
 
 from t6jax.data.corpus import run_tokenizer
 from t6jax.errors import InputError
-from t6jax.generation import stream
+from t6jax.generation import Detokenizer, encode, stream
 from t6jax.loading import load
 from t6jax.runs import locate, read_data_config
 
@@ -27,10 +26,7 @@ def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampl
     if prompt is None:
         prompt = str(sys.stdin.buffer.read(), "utf-8", "replace")
     model, config = load(ckpt)
-    tokens = [
-        tokenizer.document_start,
-        *tokenizer.encode(prompt.encode("utf-8", "replace")).tolist(),
-    ]
+    tokens = encode(tokenizer, prompt)
     if len(tokens) >= config.context_length:
         raise InputError(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the model's "
@@ -43,14 +39,13 @@ def generate_program(ckpt: str, prompt: str | None, max_new_tokens: int, **sampl
             file=sys.stderr,
         )
         max_new_tokens = room
-    # a token may end inside a character
-    text = codecs.getincrementaldecoder("utf-8")("replace")
+    text = Detokenizer(tokenizer, tokens)
     print(prompt, end="", flush=True)
     options = sampling | {
         "stop_tokens": (tokenizer.document_start,),
         "vocab_size": tokenizer.vocab_size,
     }
     for (new,) in stream(model, [tokens], max_new_tokens, **options):
-        print(text.decode(tokenizer.decode(new)), end="", flush=True)
-    print(text.decode(b"", final=True))
+        print(text.push(new), end="", flush=True)
+    print(text.finish())
     return 0

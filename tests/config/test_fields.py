@@ -8,7 +8,7 @@ import pytest
 
 from t6jax import InputError
 from t6jax.attention import MECHANISMS
-from t6jax.config import MixtureEntry, RunConfig, differences
+from t6jax.config import MixtureEntry, ModelConfig, RunConfig, differences
 from t6jax.config.data import VOCABULARIES
 from t6jax.data.tokenizers import ByteTokenizer
 from t6jax.fields import Key, OneOf, Section, keys_of
@@ -128,6 +128,15 @@ def test_a_config_goes_through_json_unchanged():
         ({"data": {"path": "a", "source": "b"}}, "are both given: take the shards of the one"),
         ({"data": {"tokenizer": "gpt3"}}, "data.tokenizer must be one of bytes, gpt2, or the path"),
         ({"data": {"mixture": ["a"]}}, r"data.mixture must be a dict of names"),
+        ({"data": {"path": "", "mixture": None}}, r"data.mixture must be a dict of names"),
+        ({"data": {"path": "", "mixture": {3: {"path": "x"}}}}, r"data.mixture must be .*; got 3"),
+        ({"optimizer": {"clip_norm": -1}}, "optimizer.clip_norm must be above 0; got -1.0"),
+        ({"optimizer": {"clip_norm": 1e-50}}, "optimizer.clip_norm must be a finite number that f"),
+        ({"optimizer": {"epsilon": 1e-50}}, "optimizer.epsilon must be a finite number that float"),
+        ({"optimizer": {"beta_1": 2}}, "optimizer.beta_1 must be at least 0 and below 1; got 2.0"),
+        ({"optimizer": {"epsilon": -1}}, "optimizer.epsilon must be above 0; got -1.0"),
+        ({"optimizer": {"weight_decay": -5}}, "optimizer.weight_decay must be at least 0; got -5"),
+        ({"seed": 2**32}, "seed must be at least 0 and at most 4294967295; got 4294967296"),
         ({"data": {"mixture": {"a": {}}}}, "data.mixture.a needs a path or a source"),
         ({"data": {"mixture": {"a": {"path": 3}}}}, "data.mixture.a.path must be a string; got 3"),
         ({"mesh": {"fsdp": -1}}, "one of them may be -1"),
@@ -138,6 +147,13 @@ def test_a_config_goes_through_json_unchanged():
 def test_pairs_that_do_not_fit_are_named(values, message):
     with pytest.raises(InputError, match=message):
         RunConfig.from_dict({"model": TINY} | values)
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "mesh", "checkpoint"])
+def test_a_section_is_its_dataclass(name):
+    sections = {"model": ModelConfig.from_dict(TINY)} | {name: {"steps": 3}}
+    with pytest.raises(InputError, match=f"^{name} must be a .*Config; got"):
+        RunConfig(**sections)
 
 
 def test_profiled_steps():

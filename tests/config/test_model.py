@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from flax import nnx
 
-from t6jax import InputError, ModelConfig
+from t6jax import T6, InputError, ModelConfig
+from t6jax.attention import TPAConfig
 from tests.conftest import TINY
 
 
@@ -28,7 +30,18 @@ def test_the_mlp_is_as_wide_as_published_unless_set():
         ({"dtype": "float8"}, "model.dtype must be one of float32, "),
         ({"remat": "some"}, "model.remat must be one of none, dots, full"),
         ({"attention": {"name": "linear"}}, "model.attention.name must be one of tpa"),
-        ({"attention": "tpa"}, "model.attention must be a dict"),
+        ({"attention": "tpa"}, "model.attention must be a mechanism's config or, .* got 'tpa'"),
+        ({"attention": [1]}, "model.attention must be a mechanism's config"),
+        ({"attention": {"name": ["tpa"]}}, r"model.attention.name must be a string; got \['tpa'\]"),
+        (
+            {"attention": {"name": "x", "module": 3}},
+            "model.attention.module must be a string; got 3",
+        ),
+        ({"attention": {"name": "x", "module": "."}}, "module='.' must be a module's whole name"),
+        ({"rope_base": float("inf")}, "model.rope_base must be a finite number"),
+        ({"rope_base": 10**400}, "model.rope_base must be a finite number that float32 holds"),
+        ({"rope_base": 1e39}, "model.rope_base must be a finite number that float32 holds"),
+        ({"rope_base": 1e-39}, "model.rope_base must be a finite number that float32 holds"),
         ({"attention": TINY["attention"] | {"rank": 3}}, "model.attention.rank is unknown"),
         ({"attention": {"name": "tpa", "num_heads": 3}}, "model.attention lacks head_dim"),
     ],
@@ -41,3 +54,18 @@ def test_a_wrong_key_is_named(change, message):
 def test_a_missing_key_is_named():
     with pytest.raises(InputError, match="model lacks vocab_size"):
         ModelConfig.from_dict({k: v for k, v in TINY.items() if k != "vocab_size"})
+
+
+@pytest.mark.parametrize("attention", [None, TINY["attention"], "tpa", TPAConfig])
+def test_an_attention_that_is_no_mechanisms_config_is_refused(attention):
+    with pytest.raises(InputError, match="model.attention must be a mechanism's config"):
+        ModelConfig(**(TINY | {"attention": attention}))
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+@pytest.mark.parametrize("values", [None, [], "x", 3])
+def test_what_is_no_dict_is_refused(values):
+    with pytest.raises(InputError, match="must be a section with the keys"):
+        ModelConfig.from_dict(values)
+    with pytest.raises(InputError, match="T6 takes a ModelConfig"):
+        T6(values, rngs=nnx.Rngs(0))

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t6jax.ops.tpa_cache import TPACache, TPAEntry
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import TPAEntry
 
 
 def entry(rng, batch, tokens):

@@ -10,10 +10,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode.cache_layout import CacheLayout
+from t6jax.arguments import floats, integers, number
 from t6jax.errors import InputError
 from t6jax.ops import implementation as implementations
 from t6jax.ops.decode import mosaic_gpu, triton, xla
-from t6jax.ops.tpa_cache import FixedFactors, TPACache, TPAQuery
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import FixedFactors, TPAQuery, checked_fixed
 
 # fastest first
 KERNELS = {"mosaic_gpu": mosaic_gpu, "triton": triton}
@@ -68,10 +70,13 @@ def decode(
         looked at: there one below 0 is taken as 0, and one beyond the cache as M.
       NotImplementedError: the named implementation does not take the call.
     """
-    fixed = FixedFactors() if fixed is None else fixed
+    fixed = checked_fixed(fixed)
     lengths = _check(query, cache, lengths, fixed)
     features = query.b if isinstance(query, TPAQuery) else query
-    factor: float = features.shape[-1] ** -0.5 if scale is None else scale
+    traced: Any = scale  # within jit it may be an array, for the definition in plain JAX
+    if not isinstance(scale, Tracer):
+        traced = features.shape[-1] ** -0.5 if scale is None else number("scale", scale)
+    factor: float = traced
     refusals = {
         name: functools.partial(kernel.unsupported, cache, factor)
         for name, kernel in KERNELS.items()
@@ -157,7 +162,7 @@ def _check(
     _check_fixed(fixed, layout)
     if isinstance(query, TPAQuery):
         for name, array, last in (("query.a", query.a, heads), ("query.b", query.b, dim)):
-            if array.ndim != 4 or (array.shape[0], array.shape[3]) != (batch, last):
+            if floats(name, array).ndim != 4 or (array.shape[0], array.shape[3]) != (batch, last):
                 raise InputError(
                     f"{name} has shape {array.shape}, but the cache asks for [{batch}, N, R_Q, "
                     f"{last}]"
@@ -169,7 +174,11 @@ def _check(
             )
         new_tokens = query.a.shape[1]
     else:
-        if query.ndim != 4 or query.shape[0] != batch or query.shape[2:] != (heads, dim):
+        if (
+            floats("query", query).ndim != 4
+            or query.shape[0] != batch
+            or query.shape[2:] != (heads, dim)
+        ):
             raise InputError(
                 f"query has shape {query.shape}, but the cache asks for [{batch}, N, {heads}, "
                 f"{dim}]"
@@ -179,11 +188,7 @@ def _check(
         raise InputError("query holds no new token: its second axis must be at least 1")
     if lengths is None:
         return jnp.full((batch,), max_length, jnp.int32)
-    lengths = jnp.asarray(lengths)
-    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise InputError(
-            f"lengths must be integers of shape [{batch}], got {lengths.dtype}{list(lengths.shape)}"
-        )
+    lengths = integers("lengths", lengths, batch)
     if not isinstance(lengths, Tracer):
         values = np.asarray(lengths)
         if values.size and not 0 <= values.min() <= values.max() <= max_length:
@@ -191,7 +196,7 @@ def _check(
                 f"lengths must lie between 0 and the cache's {max_length} tokens, got "
                 f"{values.tolist()}"
             )
-    return lengths.astype(jnp.int32)
+    return lengths
 
 
 def _check_fixed(fixed: FixedFactors, layout: CacheLayout) -> None:

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode import cache_layout, flash_tpa
 from pallas_kernels.decode.cache_layout import Rotation
-from t6jax.ops.tpa_cache import FixedFactors, TPACache, TPAQuery
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import FixedFactors, TPAQuery
 
 
 def unsupported(kernel: str, cache: TPACache, scale: float) -> str | None:

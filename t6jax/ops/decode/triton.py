@@ -3,7 +3,8 @@
 from jaxtyping import Array, Float, Int
 
 from t6jax.ops.decode import kernels
-from t6jax.ops.tpa_cache import FixedFactors, TPACache, TPAQuery
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import FixedFactors, TPAQuery
 
 
 def unsupported(cache: TPACache, scale: float) -> str | None:

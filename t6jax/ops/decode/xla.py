@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode import cache_layout
 from t6jax.ops.decode.masked_softmax import masked_softmax, visible
-from t6jax.ops.tpa_cache import FixedFactors, TPACache, TPAQuery, key_value_factors
+from t6jax.ops.tpa_cache import TPACache
+from t6jax.ops.tpa_factors import FixedFactors, TPAQuery, key_value_factors
 
 
 def decode(

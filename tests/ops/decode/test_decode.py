@@ -190,3 +190,45 @@ def test_wrong_fixed_factors_are_named():
     ):
         with pytest.raises(InputError, match=message):
             TPACache.from_factors(**(tokens | change))
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+@pytest.mark.parametrize("kind", ["factored", "dense"])
+def test_types_that_decode_does_not_take_are_named(kind):
+    f = draw(np.random.default_rng(10), 2, 1, 6, 5, 3, 2, 1, 8, 8)
+    cache = TPACache.from_factors(*(jnp.asarray(f[k]) for k in ("a_k", "b_k", "a_v", "b_v")))
+    query = jnp.zeros((2, 1, 5, 8))
+    wrap = lambda x: x
+    if kind == "factored":
+        wrap = lambda x: TPAQuery(jnp.zeros((2, 1, 3, 5)), x)
+        query = jnp.zeros((2, 1, 3, 8))
+    floats = "must be an array of floating-point numbers; got "
+    for wrong, got in (
+        (query + 1j, r"complex64\[2, 1"),  # of which the imaginary part would be lost
+        (query.astype(jnp.int32), "int32"),
+        (query.astype(bool), "bool"),
+    ):
+        with pytest.raises(InputError, match=floats + got):
+            t6jax.decode(wrap(wrong), cache)
+        with pytest.raises(InputError, match=floats + got):
+            jax.jit(t6jax.decode)(wrap(wrong), cache)
+    for wrong in (None, query.tolist(), "q"):
+        with pytest.raises(InputError, match="query"):
+            t6jax.decode(wrap(wrong), cache)
+    for options, message in (
+        ({"lengths": "x"}, r"lengths must be integers of shape \[2\]"),
+        ({"lengths": [None, 1]}, "lengths must be integers"),
+        ({"lengths": {}}, "lengths must be integers"),
+        ({"lengths": [2**40, 1]}, "lengths must be integers of 32 bits"),
+        ({"scale": "x"}, "scale must be a finite number; got 'x'"),
+        ({"scale": float("nan")}, "scale must be a finite number; got nan"),
+        ({"scale": float("inf")}, "scale must be a finite number"),
+        ({"scale": 1j}, "scale must be a finite number"),
+        ({"scale": True}, "scale must be a finite number"),
+        ({"implementation": ["xla"]}, "implementation=.* of decode is unknown"),
+        ({"fixed": [1]}, "fixed must be FixedFactors"),
+        ({"fixed": FixedFactors(a_k=[1])}, "fixed.a_k must be an array"),
+    ):
+        with pytest.raises(InputError, match=message):
+            t6jax.decode(wrap(query), cache, **options)
+    t6jax.decode(wrap(query), cache, [1, 2], scale=np.float32(0.5))
