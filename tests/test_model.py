@@ -125,6 +125,30 @@ def test_segments_do_not_see_each_other(model):
     close(together[:, 5:], run(model, rows[:, 5:]))
 
 
+def test_the_tied_embeddings_gradient_is_that_of_both_of_its_uses(model):
+    rows, graph, state = tokens((2, 13)), nnx.graphdef(model), nnx.state(model)
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    table = jnp.asarray(state["embedding"][...])
+
+    def with_head(state, table):
+        """The loss where the head reads another table than the first layer does."""
+        logits = nnx.merge(graph, state).hidden(inputs) @ table.T
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).mean()
+
+    first, head = jax.jit(jax.grad(with_head, argnums=(0, 1)))(state, table)
+    first = first["embedding"][...]
+    both = jax.jit(jax.grad(lambda s: nnx.merge(graph, s).loss(inputs, targets)))(state)
+    assert min(jnp.linalg.norm(g) for g in (first, head)) > 0.1 * jnp.linalg.norm(first + head)
+    close(both["embedding"][...], first + head)
+
+
+def test_a_model_for_decoding_holds_its_parameters_in_the_computations_dtype(model):
+    half = T6(ModelConfig.from_dict(TINY | {"dtype": "bfloat16"}), rngs=nnx.Rngs(0))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    for form in (half.unstacked(), half.in_compute_dtype()):
+        assert {x.dtype for x in jax.tree.leaves(nnx.state(form))} == {jnp.dtype("bfloat16")}
+
+
 def test_weights_depend_on_the_seed_alone():
     make = lambda seed: nnx.state(T6(ModelConfig.from_dict(TINY), rngs=nnx.Rngs(seed)))
     jax.tree.map(np.testing.assert_array_equal, make(3), make(3))

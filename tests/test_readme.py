@@ -50,13 +50,23 @@ def trained_run(texts, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
+def test_the_matrix_has_its_rows():
+    assert [what for what, _ in MATRIX if what.startswith(("decode", "attention"))], MATRIX
+    assert {(w.split(",")[0], i) for w, i in MATRIX} >= {
+        ("decode", "Mosaic GPU"),
+        ("decode", "Triton"),
+    }
+
+
 def test_it_fits_on_two_screens():
     assert len(README.splitlines()) <= 200
 
 
 def test_snippets_run(trained_run: pathlib.Path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for block in python_blocks(README):
+    blocks = python_blocks(README)
+    assert blocks, "there are snippets"
+    for block in blocks:
         exec(compile(block.replace("runs/mine", str(trained_run)), "README.md", "exec"), {})
 
 

@@ -52,7 +52,11 @@ def test_bfloat16_stays_within_its_precision(config):
     exact = np.asarray(
         run(wide, jax.tree.map(lambda p: p.astype(jnp.float32), state), x.astype(jnp.float32))
     )
-    assert np.linalg.norm(np.asarray(got, np.float32) - exact) < 20 * 2**-9 * np.linalg.norm(exact)
+    got = np.asarray(got, np.float64)
+    assert np.linalg.norm(got - exact) < 20 * 2**-9 * np.linalg.norm(exact)
+    # rounding to nearest favours neither side: along the output itself errors average out, those of
+    # its 288 numbers to a fraction of 2^-9; what is left is that of few parameters
+    assert abs(np.vdot(got, exact) / np.vdot(exact, exact) - 1) < 4 * 2**-9
 
 
 @pytest.mark.parametrize(

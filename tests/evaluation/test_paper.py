@@ -120,6 +120,27 @@ def test_part_of_the_papers_columns_beside_a_task_of_ones_own():
     assert paper_row("xl/tpa", 2, COLUMNS[:2]).average == Cell((71.76 + 39.16) / 2)
 
 
+def test_the_metrics_are_those_of_section_5_1():
+    """Written out: what the code says of itself shows nothing."""
+    assert {column.task: column.metric for column in COLUMNS} == {
+        "arc_easy": "acc_norm",
+        "arc_challenge": "acc_norm",
+        "boolq": "acc",
+        "hellaswag": "acc_norm",
+        "openbookqa": "acc_norm",
+        "piqa": "acc_norm",
+        "winogrande": "acc",
+        "mmlu": "acc",
+        "sciq": "acc_norm",
+    }
+    # and the metric that a column names is the one that is read
+    both = {"acc,none": 0.1, "acc_norm,none": 0.2, "acc_stderr,none": 0.01}
+    both |= {"acc_norm_stderr,none": 0.02}
+    row = result_row("run", results(piqa=both, boolq=both), (COLUMNS[5], COLUMNS[2]))
+    assert row.cells == (Cell(20.0, 2.0), Cell(10.0, 1.0))
+    assert result_columns(results(mine=both), ["mine"])[0].metric == "acc_norm"
+
+
 def test_rows_that_the_paper_has_not_are_named():
     with pytest.raises(
         InputError,

@@ -73,6 +73,25 @@ def test_equal_seeds_give_equal_tokens_and_others_do_not(model):
     assert draw(1) == draw(1) != draw(2)
 
 
+def test_temperature_and_top_p_reach_every_token(model):
+    """As low as they go, they leave the likeliest token alone."""
+    greedy = generate(model, PROMPTS, 20)
+    assert generate(model, PROMPTS, 20, temperature=1.0) != greedy
+    assert generate(model, PROMPTS, 20, temperature=1.0, top_p=0.5) != greedy
+    assert generate(model, PROMPTS, 20, temperature=1e-6) == greedy
+    assert generate(model, PROMPTS, 20, temperature=1.0, top_p=1e-6) == greedy
+
+
+def test_every_token_is_drawn_anew_and_below_the_vocabulary_size(model):
+    """At a temperature where all tokens are alike, the draws are all that there is."""
+    for row in generate(model, PROMPTS, 24, temperature=1e6, seed=5):
+        assert len(set(row)) > 8
+        assert len(set(zip(row, row[8:], strict=False))) > 8  # of one launch and the next
+    below = generate(model, PROMPTS, 24, temperature=1e6, seed=5, vocab_size=2)
+    assert all(set(row) == {0, 1} for row in below)
+    assert all(set(row) <= {0, 1, 2} for row in generate(model, PROMPTS, 9, vocab_size=3))
+
+
 def frequencies(sampling: Sampling, logits: list[float], draws: int = 4000) -> np.ndarray:
     rows = jnp.broadcast_to(jnp.asarray(logits), (draws, len(logits)))
     return np.bincount(sampling.draw(rows, jax.random.key(0)), minlength=len(logits)) / draws
@@ -88,6 +107,15 @@ def frequencies(sampling: Sampling, logits: list[float], draws: int = 4000) -> n
         (Sampling(1.0, top_p=0.5), [0, 1, 0, 0]),
         (Sampling(1.0, top_p=0.7), [0, 0.75, 0.25, 0]),
         (Sampling(1.0, vocab_size=1), [1, 0, 0, 0]),
+        # the temperature comes first: of probabilities that it has sharpened, one reaches 0.7
+        (Sampling(0.5, top_p=0.7), [0, 1, 0, 0]),
+        (Sampling(2.0, top_p=0.6), [0, 0.634, 0.366, 0]),
+        (Sampling(1.0, top_k=3, top_p=0.7), [0, 0.75, 0.25, 0]),
+        (Sampling(1.0, top_k=1, vocab_size=3), [0, 1, 0, 0]),
+        # as cold and as hot as float32 has it, and still within the vocabulary
+        (Sampling(1e-38, vocab_size=3), [0, 1, 0, 0]),
+        (Sampling(1e-45), [0, 1, 0, 0]),
+        (Sampling(1e38, vocab_size=2), [0.5, 0.5, 0, 0]),
     ],
 )
 def test_draws_follow_the_distribution_asked_for(sampling, probabilities):

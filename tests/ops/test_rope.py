@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t6jax import InputError
 from t6jax.ops.rope import RoPE
 from t6jax.ops.tensor_product import combine
 
@@ -59,6 +60,22 @@ def test_theorem_3_1_scores_depend_on_relative_positions_only(shift):
     # angles grow to position * 1, each rounded to epsilon of itself
     bound = 16 * EPSILON * (shift + 6) * 4
     np.testing.assert_allclose(scores(positions + shift), scores(positions), rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_rotated_in_float32_and_rounded_once(dtype):
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 6, 2, 16)), dtype)
+    positions = jnp.array([[0, 1, 3, 100, 777, 4095]])
+    got, want = RoPE()(x, positions), RoPE()(x.astype(jnp.float32), positions).astype(dtype)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+@pytest.mark.parametrize("base", [float("inf"), float("nan"), 0, -1.0, "x"])
+def test_a_base_that_is_none_is_named(base):
+    with pytest.raises(InputError, match="RoPE's base must be a finite number, above 0"):
+        RoPE(base)
 
 
 def test_bfloat16_tables_round_the_cosines_and_sines_alone():
