@@ -1,8 +1,12 @@
 """Batches of token windows, read by Grain."""
 
 import functools
+import multiprocessing
+import multiprocessing.connection
+import os
 import pathlib
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -171,7 +175,10 @@ class Batches:
         )
         if self._num_workers:
             _parse_absl_flags()
-            rest = rest.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
+            rest = rest.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._num_workers),
+                worker_init_fn=_end_with_parent,
+            )
         return iter(rest)
 
 
@@ -192,6 +199,20 @@ def _mixture(
 
 def _draw(windows: Windows, _: int, rng: np.random.Generator) -> np.ndarray:
     return windows.starting_at(int(rng.integers(windows.num_starts)))
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Ends this worker process when its parent has ended, however that happens: Grain's own workers
+    stay when it is killed.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _parse_absl_flags() -> None:

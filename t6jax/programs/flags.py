@@ -34,9 +34,10 @@ def run(main: Callable[..., int], *, overrides: bool = False) -> None:
     Args:
         overrides: --config.KEY=VALUE may be given; main(argv, overrides) takes the pairs.
     """
-    # XLA's and Orbax's notes on their own workings; errors still show
+    # XLA's and Orbax's notes on their own workings; XLA's errors still show, and Orbax raises those
+    # that it logs
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    absl.logging.set_verbosity(absl.logging.FATAL)
     here = str(pathlib.Path.cwd())
     if here not in sys.path:  # as python -m has it: a mechanism of one's own may lie there
         sys.path.append(here)

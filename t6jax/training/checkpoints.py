@@ -1,8 +1,10 @@
 """Saving and resuming a training run with Orbax."""
 
 import asyncio
+import contextlib
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -34,6 +36,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, config: RunConfig):
         self._workdir, self._config = workdir, config
+        self._saving = self._saved = None  # steps: that is being written, that was written last
         self._path_class = _checksummed(config.to_dict())
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep,
@@ -44,16 +47,45 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, batches: Batches) -> None:
         """Saves the state after `step` steps; returns before it is written."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    PARAMETERS: ocp.args.StandardSave(state.params),
-                    TRAINING: ocp.args.StandardSave(_without_params(state)),
-                    BATCHES: ocp.args.JsonSave(batches.get_state()),
-                }
-            ),
-        )
+        self.wait()
+        self._saving = step
+        items = {
+            PARAMETERS: ocp.args.StandardSave(state.params),
+            TRAINING: ocp.args.StandardSave(_without_params(state)),
+            BATCHES: ocp.args.JsonSave(batches.get_state()),
+        }
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def check(self) -> None:
+        """Raises InputError once it is known that the step being saved cannot be written."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the step being saved is written. Raises InputError if it cannot be."""
+        if self._saving is None:
+            return
+        with self._written():
+            self._manager.wait_until_finished()
+        self._saved, self._saving = self._saving, None
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turns what Orbax and TensorStore raise where a file cannot be written into InputError."""
+        try:
+            yield
+        except Exception as e:  # TensorStore raises ValueError, with the system's words in it
+            reason = next(filter(None, map(_system_error, (e, e.__cause__, e.__context__))), None)
+            if reason is None:
+                raise
+            step, self._saving = self._saving, None
+            kept = f"the one of step {self._saved} is kept" if self._saved else "there is none yet"
+            raise InputError(
+                f"the checkpoint of step {step} cannot be written into "
+                f"{self._workdir / CHECKPOINTS} ({reason}); {kept}: make room there, and the same "
+                "command goes on"
+            ) from e
 
     def restore_newest(
         self, abstract: TrainState, batches: Batches
@@ -112,6 +144,7 @@ class Checkpoints:
 
         processes.on_first_process("set aside", set_aside)
         self._manager.reload()
+        self._saved = found
         return found, state
 
     def _verify(self, step: int) -> None:
@@ -138,10 +171,19 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         """Waits until all that was saved is written, whatever ended the run."""
         try:
-            self._manager.wait_until_finished()
+            self.wait()
         finally:
             self._path_class.close()
-            self._manager.close()
+            with contextlib.suppress(Exception):  # what could not be written was told
+                self._manager.close()
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """What the operating system said, if it is the reason of an error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r": ([^:\[\]]+) \[os_error_code='\d+'", str(error or ""))  # TensorStore's
+    return found and found[1]
 
 
 def _without_params(state: TrainState) -> Mapping[str, Any]:

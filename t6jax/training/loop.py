@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -21,10 +22,12 @@ from t6jax.parallel.mesh import batch_sharding
 from t6jax.parallel.processes import Stop
 from t6jax.runs import CONFIG, read_config, write_config
 from t6jax.training.checkpoints import Checkpoints
+from t6jax.training.console import Console
 from t6jax.training.failures import NonFiniteSteps, out_of_memory
 from t6jax.training.layout import mesh_for
 from t6jax.training.metrics import MetricsLog, duration, flops_per_token, peak_flops, progress_line
 from t6jax.training.profile import Profile
+from t6jax.training.signals import caught_signals
 from t6jax.training.step import Trainer, TrainState
 
 # Steps launched before the host looks at the metrics of the first of them, so that the device
@@ -35,30 +38,39 @@ LAG = 2
 def train(config: RunConfig, workdir: str | pathlib.Path) -> signal.Signals | None:
     """Trains to config.steps in workdir, resuming from the newest checkpoint there.
 
-    SIGTERM and SIGINT stop it after a checkpoint. Returns the signal that did; None if the run
-    reached its end.
+    SIGTERM, SIGINT and SIGHUP stop it after a checkpoint, and so do a closed standard output and a
+    log that cannot be written. Returns the signal that did, SIGPIPE for standard output; None if
+    the run reached its end.
 
     Raises:
-        InputError: the config, the data or the directory cannot be used, or the loss is not finite.
+        InputError: the config, the data or the directory cannot be used, the disk is full, or the
+            loss is not finite.
     """
     workdir = pathlib.Path(workdir)
     mesh = mesh_for(config)
     # of the batch's rows: which shard this process reads, and of how many
     batch_shape = (config.batch_size, config.model.context_length + 1)
     shard = processes.batch_shard(batch_sharding(mesh), batch_shape)
+    console = Console()
     with _locked(workdir) if processes.is_first_process() else contextlib.nullcontext():
-        stopped = _train(config, workdir, mesh, shard)
+        stopped = _train(config, workdir, mesh, shard, console)
         processes.wait("end")
         return stopped
 
 
 def _train(
-    config: RunConfig, workdir: pathlib.Path, mesh: jax.sharding.Mesh, shard: tuple[int, int]
+    config: RunConfig,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    shard: tuple[int, int],
+    console: Console,
 ) -> signal.Signals | None:
+    say = console.say
+
     def prepare() -> None:
         if (workdir / CONFIG).exists():
             _refuse_another_config(config, workdir)
-        prepare_missing(workdir, config.data, _print)
+        prepare_missing(workdir, config.data, say)
 
     processes.on_first_process("prepare", prepare)
     model = config.model
@@ -87,8 +99,9 @@ def _train(
     trainer = Trainer(config, mesh, corpus.document_start if config.data.document_masking else None)
 
     def write() -> None:  # from here on the directory is this config's
-        write_config(workdir, config.to_dict())
-        keep_tokenizer(workdir, corpus, config.data.tokenizer, _print)
+        with _writable(workdir):
+            write_config(workdir, config.to_dict())
+            keep_tokenizer(workdir, corpus, config.data.tokenizer, say)
 
     processes.on_first_process("write", write)
 
@@ -99,35 +112,40 @@ def _train(
 
     with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        with _writable(workdir):
+            checkpoints = stack.enter_context(Checkpoints(workdir, config))
         restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
         start, state = restored or (0, trainer.create(jax.random.key(config.seed)))
-        log = stack.enter_context(MetricsLog(workdir, start, config.log.tensorboard))
-        _print(f"{model.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
+        with _writable(workdir):
+            log = stack.enter_context(MetricsLog(workdir, start, config.log.tensorboard))
+        say(f"{model.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
         if restored:
-            _print(f"resumed from step {start}")
+            say(f"resumed from step {start}")
         traced = config.profiled_steps
         if traced and traced[0] <= start:
-            _print(
+            say(
                 f"profile={config.profile!r} is not traced: the run is past step {traced[0]} "
                 "already"
             )
         profile = Profile(workdir, traced)
         stack.callback(profile.close)
-        loop = _Loop(config, trainer, checkpoints, log, profile)
+        loop = _Loop(config, trainer, checkpoints, log, profile, console)
         with processes.exit_if_peers_lost():
             state, stopped = loop.run(start, state, batches, validate)
+            checkpoints.wait()
+            saved = f"saved at step {int(state.step)}; the same command resumes from there"
+            if log.failed:
+                raise InputError(f"{log.failed}: make room there; {saved}")
             if stopped:
-                _print(
-                    f"stopped by {stopped.name} and saved at step {int(state.step)}; the same "
-                    "command resumes from there"
-                )
+                if console.closed:
+                    print(f"nobody reads the output ({console.closed}); {saved}", file=sys.stderr)
+                say(f"stopped by {stopped.name} and {saved}")
                 return stopped
             loss, tokens = loop.final_validation or validate(state.params)
     if processes.is_first_process():
         baseline = entropies(corpus.sources, model.vocab_size, validation_set())
-        print(report(loss, tokens, baseline, corpus.bytes_per_token), flush=True)
-    return None
+        say(report(loss, tokens, baseline, corpus.bytes_per_token))
+    return signal.SIGPIPE if console.closed else None
 
 
 class _Loop:
@@ -143,8 +161,10 @@ class _Loop:
         checkpoints: Checkpoints,
         log: MetricsLog,
         profile: Profile,
+        console: Console,
     ):
         self._config, self._trainer = config, trainer
+        self._console, self._say = console, console.say
         self._checkpoints, self._log, self._profile = checkpoints, log, profile
         self._non_finite = NonFiniteSteps(config.stop_after_not_finite, config.batch_size)
         self._batch_shape = (config.batch_size, config.model.context_length + 1)
@@ -160,7 +180,7 @@ class _Loop:
         """Steps to the end, or to a signal, and saves there."""
         config, total = self._config, self._config.steps
         if start >= total:
-            _print(f"nothing left to train: {start} of {total} steps are done")
+            self._say(f"nothing left to train: {start} of {total} steps are done")
             return state, None
         batches.start_prefetch()  # while the step is compiled
         step_fn = self._compile(state)
@@ -168,7 +188,7 @@ class _Loop:
         # (step, metrics, answer to `stop`) of the steps that the host has not looked at yet
         pending: collections.deque[tuple] = collections.deque()
         self._clock, self._counted = time.perf_counter(), start
-        with _signals() as caught:
+        with caught_signals() as caught:
             mesh = self._trainer.mesh
             assert isinstance(mesh, jax.sharding.Mesh), "a run is on devices"
             stop = Stop(mesh, caught)
@@ -183,7 +203,8 @@ class _Loop:
                     )
                     state, metrics = step_fn(state, batch)
                 if self._profile.after(step, metrics):
-                    _print(f"traced steps {config.profile} into {self._profile.folder}")
+                    self._say(f"traced steps {config.profile} into {self._profile.folder}")
+                self._note_failures(caught)
                 pending.append((step, metrics, stop.ask()))
                 last = step == total
                 validation_due = last or step % config.validation.every_steps == 0
@@ -193,6 +214,8 @@ class _Loop:
                     number, metrics, answer = pending.popleft()
                     stop.read(answer)
                     self._account(number, metrics, last=bool(stop.by) and not pending)
+                self._note_failures(caught)
+                self._checkpoints.check()
                 if pause or stop.by:
                     paused = time.perf_counter()
                     if validation_due and not stop.by:
@@ -203,6 +226,7 @@ class _Loop:
                     # while steps are not applied, there is nothing new to save
                     applied = checkpoint_due and not self._non_finite.in_a_row
                     if last or stopped or applied:
+                        self._log.flush()
                         self._checkpoints.save(step, state, batches)
                         self._saved = step
                     self._clock += time.perf_counter() - paused
@@ -210,14 +234,21 @@ class _Loop:
                         return state, stopped
         return state, None
 
+    def _note_failures(self, caught: list[signal.Signals]) -> None:
+        """Has the run stop, as by a signal, once what it reports to is gone."""
+        if self._console.closed and signal.SIGPIPE not in caught:
+            caught.append(signal.SIGPIPE)
+        if self._log.failed and signal.SIGTERM not in caught:
+            caught.append(signal.SIGTERM)
+
     def _compile(self, state: TrainState) -> Callable:
-        _print("compiling the training step ...")
+        self._say("compiling the training step ...")
         began = time.perf_counter()
         batch = jax.ShapeDtypeStruct(
             self._batch_shape, "int32", sharding=self._trainer.batch_sharding
         )
         compiled = self._trainer.step.lower(state, batch).compile()
-        _print(f"compiled the training step in {duration(time.perf_counter() - began)}")
+        self._say(f"compiled the training step in {duration(time.perf_counter() - began)}")
         return compiled
 
     def _validated(self, step: int, validation: tuple[float, int], interrupted: Sequence) -> None:
@@ -225,7 +256,9 @@ class _Loop:
             return
         loss, tokens = validation
         self._log.write(step, {"val_loss": loss})
-        _print(f"step {step}/{self._config.steps}  validation loss {loss:.4f} ({tokens:,} tokens)")
+        self._say(
+            f"step {step}/{self._config.steps}  validation loss {loss:.4f} ({tokens:,} tokens)"
+        )
         if step == self._config.steps:
             self.final_validation = validation
 
@@ -235,7 +268,7 @@ class _Loop:
         if event := self._non_finite.event(step, values):
             self._log.event(step, event)
             first, final = event["windows"]
-            _print(
+            self._say(
                 f"step {step}: loss {event['train_loss']}, gradient norm {event['grad_norm']}: not "
                 f"applied ({event['in_a_row']} in a row; windows {first} to {final} of the data)"
             )
@@ -263,8 +296,20 @@ class _Loop:
                 values["mfu"] = values["tokens_per_second"] * self._flops_per_token / self._peak
         self._log.write(step, values)
         left = (total - step) / self._rate if self._rate else None
-        _print(progress_line(step, total, values, left))
+        self._say(progress_line(step, total, values, left))
         self._clock, self._counted, self._waited = now, step, 0.0
+
+
+@contextlib.contextmanager
+def _writable(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns the operating system's refusal to write there into an InputError."""
+    try:
+        yield
+    except OSError as e:
+        raise InputError(
+            f"{e.filename or workdir} cannot be written: {e.strerror or e}; make room there, or "
+            "give another --workdir"
+        ) from e
 
 
 def _refuse_another_config(config: RunConfig, workdir: pathlib.Path) -> None:
@@ -288,29 +333,3 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as e:
             raise InputError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
         yield
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """The SIGTERM and SIGINT received inside the block; a second signal has its usual effect."""
-    caught: list[signal.Signals] = []
-    previous = {}
-
-    def note(number, frame):
-        caught.append(signal.Signals(number))
-        signal.signal(number, previous[number])
-        _print(f"{caught[-1].name}: saving after this step")
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _print(text: str) -> None:
-    """Prints a line, on the first process."""
-    if processes.is_first_process():
-        print(text, flush=True)

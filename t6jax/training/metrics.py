@@ -2,14 +2,20 @@
 is computed from.
 """
 
+import contextlib
+import errno
 import json
+import os
 import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
 from t6jax.config import ModelConfig
-from t6jax.extras import needs
 from t6jax.files import write_atomically
+from t6jax.training.tensorboard import TensorBoard
 
 METRICS = "metrics.jsonl"
 
@@ -57,38 +63,54 @@ class MetricsLog:
         workdir: the run's directory.
         step: where the run resumes; what an interrupted run logged of later steps is dropped.
         tensorboard: write TensorBoard events too.
+
+    Attributes:
+        failed: which file cannot be written, and why; "" as long as all can.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool):
+        self.failed = ""
         self._file = self._events = None
         if jax.process_index() != 0:
             return
-        path = workdir / METRICS
-        _drop_later(path, step)
-        self._file = path.open("a")
+        self._path = workdir / METRICS
+        _drop_later(self._path, step)
+        self._file = self._path.open("ab", buffering=0)
         if tensorboard:
-            with needs("train"):
-                from tensorboardX import SummaryWriter
-            self._events = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-            )
+            self._events = TensorBoard(workdir / "tensorboard", step)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Logs values under a step."""
-        if self._file is None:
-            return
-        # one write a line: a killed run leaves at most one broken line, at the end
-        self._file.write(json.dumps({"step": step} | values) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        self.event(step, values)
+        if self._events is not None and not self.failed:
+            with self._noting(self._events.path):
+                self._events.write(step, values)
 
-    def event(self, step: int, values: dict[str, str | int]) -> None:
+    def event(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs what happened at a step, to metrics.jsonl only."""
-        if self._file is not None:
-            self._file.write(json.dumps({"step": step} | values) + "\n")
-            self._file.flush()
+        if self._file is None or self.failed:
+            return
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        with self._noting(self._path):
+            # one write a line: a killed run leaves at most one broken line, at the end
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def flush(self) -> None:
+        """Writes out what is still buffered: before each checkpoint, so that a run that goes on
+        from there lacks nothing of before it.
+        """
+        if self._events is not None and not self.failed:
+            with self._noting(self._events.path):
+                self._events.flush()
+
+    @contextlib.contextmanager
+    def _noting(self, path: pathlib.Path) -> Iterator[None]:
+        """Notes that a file cannot be written; nothing more is logged then."""
+        try:
+            yield
+        except OSError as e:
+            self.failed = f"{path} cannot be written: {e.strerror or e}"
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -97,20 +119,37 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
         if self._events is not None:
-            self._events.close()
+            # what could not be written before cannot be written now
+            with contextlib.suppress(OSError):
+                self._events.close()
 
 
 def _drop_later(path: pathlib.Path, step: int) -> None:
+    """Drops what was logged of later steps, and a last line that a kill cut short. Lines that
+    nobody could have logged are put into another file, with a warning.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    kept, unreadable = [], []
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:  # the line that a kill cut short
-            pass
-    write_atomically(path, "".join(kept))
+            number = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            number = None
+        if type(number) is int:
+            kept += [line.rstrip(b"\r\n") + b"\n"] if number <= step else []
+        elif line.endswith(b"\n"):
+            unreadable.append(line)
+    if unreadable:
+        aside = path.with_name(f"{path.name}.unreadable")
+        with aside.open("ab") as file:
+            file.writelines(unreadable)
+        warnings.warn(
+            f"{len(unreadable)} line(s) of {path} are no JSON objects with a step: they were moved "
+            f"to {aside.name}",
+            stacklevel=3,
+        )
+    write_atomically(path, b"".join(kept))
 
 
 def progress_line(

@@ -4,11 +4,16 @@ it goes on.
 
 import itertools
 import json
+import os
+import threading
+import types
 
+import grain
 import numpy as np
 import pytest
 
 from t6jax import InputError
+from t6jax.data import batches as batches_module
 from t6jax.data.batches import training_batches, validation_batches
 from t6jax.data.shards import write_shard
 
@@ -147,6 +152,28 @@ def test_worker_processes_change_nothing(folder):
     ):
         firsts(damaged, 6)
     damaged.close()
+
+
+def test_a_worker_process_ends_when_its_parent_has(folder, monkeypatch):
+    """However the parent ends: its sentinel is the end of a pipe."""
+    reader, writer = os.pipe()
+    parent, ended = types.SimpleNamespace(sentinel=reader), threading.Event()
+    monkeypatch.setattr(batches_module.multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(batches_module.os, "_exit", lambda status: ended.set())
+    started = []
+    monkeypatch.setattr(
+        grain.IterDataset,
+        "mp_prefetch",
+        lambda self, _, worker_init_fn: started.append(worker_init_fn) or self,
+    )
+    batches = training_batches(folder, seed=0, num_workers=1, **WINDOWS)
+    next(batches)
+    started[0](0, 1)
+    assert not ended.wait(0.05)
+    os.close(writer)
+    assert ended.wait(5)
+    batches.close()
+    os.close(reader)
 
 
 def test_windows_with_replacement_start_anywhere_in_a_shard(folder):

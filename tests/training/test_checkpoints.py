@@ -158,3 +158,43 @@ def test_a_kill_between_the_last_byte_and_the_final_name_leaves_what_the_next_st
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp.committing")
     assert restore(workdir)[0] == 3
     assert {p.name for p in folder.iterdir()} == {"3"}
+
+
+FULL = (
+    'RESOURCE_EXHAUSTED: Error writing "w/0.0" in OCDBT database at local file "/a/": Failed '
+    'writing: "/a/b": Failed to write 1138 bytes to file 4: No space left on device '
+    "[os_error_code='28'] [tensorstore_spec='{}']"
+)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError(FULL)])
+def test_a_checkpoint_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(3, state(3), Position(3))
+        checkpoints.wait()
+        checkpoints.check()
+        with monkeypatch.context() as patched:
+            patched.setattr("t6jax.checksums.Checksums.write", fail)
+            checkpoints.save(6, state(6), Position(6))
+            with pytest.raises(
+                InputError,
+                match=r"the checkpoint of step 6 cannot be written into .*checkpoints \(No space "
+                r"left on device\); the one of step 3 is kept: make room",
+            ):
+                while True:  # as the loop does after each step
+                    checkpoints.check()
+        # and is not told again
+    assert checkpoint_steps(tmp_path) == [3]
+    assert restore(tmp_path)[0] == 3
+
+
+def test_an_error_that_is_not_the_disks_is_raised_as_it_is(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("t6jax.checksums.Checksums.write", fail)
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(3, state(3), Position(3))

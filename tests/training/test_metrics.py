@@ -1,6 +1,7 @@
 """What a run reports."""
 
 import json
+import struct
 
 import pytest
 
@@ -34,6 +35,83 @@ def test_tensorboard_events_are_written(tmp_path):
         log.write(1, {"train_loss": 2.0})
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()
+
+
+GOOD = b'{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"[1]",
+        b"5",
+        b'{"a": 1}',
+        b'{"step": "1"}',
+        b'{"step": true}',
+        b"\xff\xfe",
+        b"\0" * 50,
+        b"",
+        b"[" * 100_000,
+        b'{"step": 1',
+    ],
+)
+def test_a_line_that_nobody_logged_is_moved_aside_with_a_warning(tmp_path, broken):
+    path = tmp_path / METRICS
+    path.write_bytes(GOOD + broken + b"\n" + GOOD)
+    with (
+        pytest.warns(UserWarning, match=rf"1 line.s. of {path} are no JSON objects with a step"),
+        MetricsLog(tmp_path, 1, tensorboard=False) as log,
+    ):
+        log.write(2, {"x": 1.0})
+    assert path.read_bytes() == GOOD * 2 + b'{"step": 2, "x": 1.0}\n'
+    assert (tmp_path / f"{METRICS}.unreadable").read_bytes() == broken + b"\n"
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path, recwarn):
+    path = tmp_path / METRICS
+    path.write_bytes(GOOD + GOOD.rstrip())
+    with MetricsLog(tmp_path, 1, tensorboard=False):
+        pass
+    assert path.read_bytes() == GOOD * 2 and not recwarn.list
+
+
+def events(workdir) -> list[tuple]:
+    """(step, value) of all events, as they were written; ("restart", step) of a restart."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (size,) = struct.unpack("<Q", content[at : at + 8])
+            event = event_pb2.Event()
+            event.ParseFromString(content[at + 12 : at + 12 + size])
+            found += [(event.step, value.simple_value) for value in event.summary.value]
+            if event.HasField("session_log"):
+                assert event.session_log.status == event_pb2.SessionLog.START
+                found.append(("restart", event.step))
+            at += 16 + size
+    return found
+
+
+def test_a_run_that_begins_anew_or_resumes_has_tensorboard_drop_the_later_steps(tmp_path):
+    for start, steps in ((0, (1, 2)), (0, (1, 2, 3)), (2, (3,))):
+        with MetricsLog(tmp_path, start, tensorboard=True) as log:
+            for step in steps:
+                log.write(step, {"loss": 1.0})
+    assert events(tmp_path) == [
+        *((1, 1.0), (2, 1.0)),
+        *(("restart", 1), (1, 1.0), (2, 1.0), (3, 1.0)),
+        *(("restart", 3), (3, 1.0)),
+    ]
+
+
+def test_what_was_logged_before_a_checkpoint_is_in_the_file(tmp_path):
+    log = MetricsLog(tmp_path, 0, tensorboard=True)
+    log.write(1, {"loss": 1.0})
+    assert events(tmp_path) == []
+    log.flush()
+    assert events(tmp_path) == [(1, 1.0)]
 
 
 @pytest.mark.parametrize(
