@@ -3,6 +3,7 @@ by name.
 """
 
 import json
+import math
 import pathlib
 import random
 import shutil
@@ -97,13 +98,13 @@ def test_killed_at_random_points_the_losses_are_an_unbroken_runs_bit_for_bit(unb
     seed = time.time_ns()
     print(f"seed {seed}")
     draw = random.Random(seed)
-    # once before or while it starts, then five times at growing random steps, at a random moment of
+    # once before or while it starts, then three times at growing random steps, at a random moment of
     # the step or the save
     process = start(tmp_path)
     time.sleep(draw.uniform(0, 5))
     process.kill()
     process.wait()
-    for step in sorted(draw.sample(range(1, STEPS), 5)):
+    for step in sorted(draw.sample(range(1, STEPS), 3)):
         process = start(tmp_path)
         wait_for_step(tmp_path, process, step)
         time.sleep(draw.uniform(0, 0.03))
@@ -259,9 +260,17 @@ def test_where_a_process_gives_no_sign_of_life_the_other_ends_with_a_sentence(tm
     assert_says_that_another_has_gone(output)
 
 
-def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp_path):
-    """Stopped by SIGTERM to one of two, then by the death of one of four; each time on another
-    mesh.
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 1, "fsdp": 2},
+        pytest.param({"data": 1, "fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
+def test_several_processes_then_others_then_one_give_one_processs_losses(unbroken, tmp_path, axes):
+    """Two, stopped by SIGTERM to one of them; then as many as the mesh has devices, stopped by the
+    death of one; then one.
     """
     two = start_together(tmp_path, 2, "--config.mesh.data=2", slurm=True)
     wait_for_step(tmp_path, two[0], 13)
@@ -275,18 +284,17 @@ def test_two_processes_then_four_then_one_give_one_processs_losses(unbroken, tmp
     saved = checkpoint_steps(tmp_path)[0]
     assert saved >= 13 and f"stopped by SIGTERM and saved at step {saved}" in outputs[0]
 
-    four = start_together(
-        tmp_path, 4, "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
-    )
-    wait_for_step(tmp_path, four[0], 25)
-    four[3].kill()
+    mesh = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
+    others = start_together(tmp_path, math.prod(axes.values()), *mesh)
+    wait_for_step(tmp_path, others[0], 25)
+    others[-1].kill()
     killed = time.monotonic()
-    outputs = [process.communicate(timeout=120)[0] for process in four]
-    # the heartbeat's time, and what the machine takes to end three processes that hold arrays
+    outputs = [process.communicate(timeout=120)[0] for process in others]
+    # the heartbeat's time, and what the machine takes to end processes that hold arrays
     assert time.monotonic() - killed < DEAD_AFTER + 20
-    assert all(process.returncode for process in four)
+    assert all(process.returncode for process in others)
     assert f"resumed from step {saved}" in outputs[0]
-    for output in outputs[:3]:
+    for output in outputs[:-1]:
         assert_says_that_another_has_gone(output)
 
     assert "resumed from step " in finish(start(tmp_path, "--config.steps=40"))
