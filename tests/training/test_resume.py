@@ -98,8 +98,8 @@ def test_killed_at_random_points_the_losses_are_an_unbroken_runs_bit_for_bit(unb
     seed = time.time_ns()
     print(f"seed {seed}")
     draw = random.Random(seed)
-    # once before or while it starts, then three times at growing random steps, at a random moment of
-    # the step or the save
+    # once before or while it starts, then three times at growing random steps, at a random moment
+    # of the step or the save
     process = start(tmp_path)
     time.sleep(draw.uniform(0, 5))
     process.kill()
