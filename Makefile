@@ -5,6 +5,7 @@
 # make test-torch    the tests that compare with PyTorch
 # make test-latest   the CPU tests on the newest JAX, Flax, Optax, Orbax, Grain and everything else
 # make test-oldest   the CPU tests on the oldest versions that pyproject.toml allows
+# make mutants       puts faults into a copy of the code, and names those that no test notices; ROOM=attention: of one room
 # make lint          ruff, pyright
 # make docs          the site, in build/site; a warning is an error
 # make setup         the environment, .venv, which the others set up by themselves
@@ -24,7 +25,7 @@ QUICK := tests/config tests/data tests/ops tests/generation/test_detokenizer.py 
 # each of the many processes that the tests start would compile JAX's sources again: 8 s
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test test-quick test-gpu test-torch test-latest test-oldest lint docs clean
+.PHONY: help setup quickstart test test-quick test-gpu test-torch test-latest test-oldest mutants lint docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -70,6 +71,9 @@ test-latest: .venv-latest/installed
 
 test-oldest: .venv-oldest/installed
 	JAX_PLATFORMS=cpu .venv-oldest/bin/python -m pytest $(PARALLEL)
+
+mutants: .venv/installed
+	$(PYTHON) -m tests.mutants $(if $(ROOM),--room=$(ROOM))
 
 lint: .venv/installed
 	$(PYTHON) -m ruff check .

@@ -53,7 +53,11 @@ LIMIT = flags.DEFINE_float(
     "Questions of each task to take, or, below 1, the part of them: to try things out.",
     0,
 )
-INCLUDE_PATH = flags.DEFINE_string("include_path", None, "A folder with YAML tasks of your own.")
+INCLUDE_PATH = flags.DEFINE_string(
+    "include_path",
+    None,
+    "A folder with YAML tasks of your own. They run code (!function): take none from strangers.",
+)
 OUTPUT_PATH = flags.DEFINE_string(
     "output_path", None, "Where the results go; default the run's directory, evaluation/."
 )
@@ -61,10 +65,16 @@ LOG_SAMPLES = flags.DEFINE_bool(
     "log_samples", False, "Write every question and answer next to the results."
 )
 USE_CACHE = flags.DEFINE_bool(
-    "use_cache", False, "Keep the model's answers, and take those that are kept, in evaluation/."
+    "use_cache",
+    False,
+    "Keep the model's answers, and take those that are kept; in your cache folder, since they are "
+    "pickles, which run code.",
 )
 CACHE_REQUESTS = flags.DEFINE_bool(
-    "cache_requests", False, "Keep the requests that the tasks are made into."
+    "cache_requests",
+    False,
+    "Keep the requests that the tasks are made into, as pickles, in the harness's own folder or "
+    "LM_HARNESS_CACHE_PATH.",
 )
 GEN_KWARGS = flags.DEFINE_string(
     "gen_kwargs", None, "Of generations: temperature=0.8,max_gen_toks=64 and the like."
@@ -88,11 +98,10 @@ def main(argv):
     if TASKS.value:
         from t6jax.programs.tasks import Options, tasks_program
 
-        limit = LIMIT.value
         options = Options(
             tasks=TASKS.value,
             num_fewshot=NUM_FEWSHOT.value,
-            limit=int(limit) if limit is not None and limit >= 1 else limit,
+            limit=LIMIT.value,
             include_path=INCLUDE_PATH.value,
             output_path=OUTPUT_PATH.value,
             log_samples=LOG_SAMPLES.value,

@@ -7,6 +7,7 @@ generate.py take absl's flags (t6jax.programs.flags), which know configs. All of
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -66,6 +67,10 @@ def exit_status(program: Callable[[], int | None]) -> int:
     Returns:
         What the program returns, 0 for None; 1 after an InputError; 130 after Ctrl-C.
     """
+    # where the terminal's encoding has no such character, or a path is no text, an escape is shown
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return program() or 0
     except InputError as e:

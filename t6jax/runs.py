@@ -3,6 +3,7 @@ metrics.jsonl, tensorboard/. Nothing here imports JAX: paths are checked before 
 """
 
 import json
+import os
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
 
     Raises InputError where there is no checkpoint.
     """
+    if not isinstance(ckpt, str | os.PathLike):
+        raise InputError(f"a checkpoint is named by the path of its run or step; got {ckpt!r}")
     path = pathlib.Path(ckpt)
     if path.parent.name == CHECKPOINTS and path.name.isdigit():
         if not path.is_dir():

@@ -1,5 +1,8 @@
 """How programs parse their options and end."""
 
+import io
+import sys
+
 import pytest
 
 from t6jax import InputError
@@ -56,3 +59,11 @@ def test_exit_statuses(capsys):
     assert exit_status(interrupted) == 130
     with pytest.raises(ZeroDivisionError):
         exit_status(lambda: 1 / 0)
+
+
+def test_what_a_terminal_cannot_show_is_shown_as_an_escape(monkeypatch):
+    for encoding, shown in (("ascii", b"caf\\xe9 \\udcff"), ("utf-8", "café \\udcff".encode())):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        assert exit_status(lambda: print("café \udcff", end="", flush=True)) == 0
+        assert raw.getvalue() == shown

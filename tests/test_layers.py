@@ -33,3 +33,15 @@ def test_padding_changes_neither_output_nor_gradients(monkeypatch):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=4096 * 6e-8 * np.abs(b).max()),
         *results,
     )
+
+
+def test_the_mlp_is_section_3_5s_formula():
+    mlp = SwiGLU(6, 16, dtype="float32", param_dtype="float32", rngs=nnx.Rngs(0))
+    assert not mlp.w_3[...].any(), "it starts at zero, as published"
+    mlp.w_3[...] = jax.random.normal(jax.random.key(0), (16, 6))
+    x = jax.random.normal(jax.random.key(1), (2, 3, 6))
+    w_1, w_2, w_3, y = (np.asarray(w[...], np.float64) for w in (mlp.w_1, mlp.w_2, mlp.w_3, x))
+    gate = y @ w_1
+    want = (gate / (1 + np.exp(-gate)) * (y @ w_2)) @ w_3
+    # sums of 6 and of 16 terms
+    np.testing.assert_allclose(mlp(x), want, rtol=0, atol=64 * 1.2e-7 * np.abs(want).max())

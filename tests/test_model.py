@@ -191,3 +191,10 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(model):
     logits = run(model, rows[:, :-1])
     want = -jnp.take_along_axis(jax.nn.log_softmax(logits), rows[:, 1:, None], axis=-1).mean()
     close(model.loss(rows[:, :-1], rows[:, 1:]), want)
+
+
+def test_the_embedding_starts_as_published():
+    """U(-b, b) with b = d_model**-0.5, from which the head's logits begin at order 1."""
+    config = ModelConfig.from_dict(TINY | {"vocab_size": 500, "num_layers": 1})
+    largest = float(jnp.abs(T6(config, rngs=nnx.Rngs(0)).embedding[...]).max())
+    assert 0.99 * 24**-0.5 < largest <= 24**-0.5  # the largest of 12,000 uniform draws

@@ -167,6 +167,13 @@ class T6LM(TemplateLM):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
 
+        for texts, _, continuation in requests:
+            if not len(continuation):
+                context, answer = texts or ("", "")
+                raise InputError(
+                    f"a task asks for the answer {answer!r}, which has no token, to the question "
+                    f"that ends in {context[-60:]!r}: give every choice a text"
+                )
         pairs = [Request(context, continuation) for _, context, continuation in requests]
         return self._score(pairs, cache, "log-likelihoods", disable_tqdm)
 

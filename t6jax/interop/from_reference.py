@@ -84,7 +84,7 @@ def read_json(path: pathlib.Path) -> dict:
         values = json.loads(path.read_text())
     except OSError as e:
         raise InputError(f"{path} cannot be read: {e.strerror}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
+from t6jax.arguments import shown
 from t6jax.config import DTYPES, ModelConfig
 from t6jax.errors import InputError
 from t6jax.model import T6, abstract
@@ -52,6 +53,12 @@ class _Checkpoint:
     """Parameters and config; it records which parameters have been used."""
 
     def __init__(self, params: Mapping[str, np.ndarray], config: Mapping[str, Any]):
+        for name, value, keys in (("params", params, "names"), ("config", config, "keys")):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{name} must be a dict of {keys}; got {shown(value)}")
+        for name, value in params.items():
+            if not isinstance(value, np.ndarray | jax.Array):
+                raise InputError(f"the parameter {name} must be an array; got {shown(value)}")
         self._params, self._config = dict(params), config
         if EMBEDDING in self._params:
             embedding = self._params.pop(EMBEDDING)
@@ -136,9 +143,16 @@ def _model_config(source: _Checkpoint, rope_table_dtype: DTypeLike) -> ModelConf
             "attention": attention,
             "dtype": dtype,
             "param_dtype": dtype,
-            "rope_table_dtype": jnp.dtype(rope_table_dtype).name,
+            "rope_table_dtype": _dtype_name(rope_table_dtype),
         }
     )
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        raise InputError(f"rope_table_dtype must be a dtype; got {shown(dtype)}") from None
 
 
 def _mechanism(source: _Checkpoint) -> tuple[str, dict[str, int]]:

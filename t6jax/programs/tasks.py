@@ -2,10 +2,13 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import logging
+import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +75,7 @@ def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> 
     """
     if options.apply_chat_template:
         refuse_chat_template()
+    options = dataclasses.replace(options, limit=_checked_limit(options.limit))
     # it would warn about what is requested here: shots, limits
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     paper_tasks = [column.task for column in COLUMNS]
@@ -82,9 +86,11 @@ def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> 
     if paper is not None:
         paper_row(paper, shots, COLUMNS)
     for ckpt in ckpts:
-        locate(ckpt)
+        workdir, _ = locate(ckpt)
+        _check_writable(workdir, options.output_path)
     _say("reading the tasks and their data ...")
     tasks = LoadedTasks.find(list(dict.fromkeys(requested)), options.include_path)
+    tasks.check_examples(options.num_fewshot)
 
     rows: list[TableRow] = []
     columns: tuple[Column, ...] = ()
@@ -98,6 +104,52 @@ def tasks_program(ckpts: Sequence[str], paper: str | None, options: Options) -> 
         _write(written, results, columns, rows[-1], printed)
     print(format_table(columns, rows if printed is None else [*rows, printed]))
     return 0
+
+
+def _checked_limit(limit: float | None) -> float | None:
+    """--limit as the harness takes it: a whole number of questions, or a part of them below 1."""
+    if limit is None or 0 < limit < 1:
+        return limit
+    if not limit >= 1 or not float(limit).is_integer():
+        raise InputError(
+            f"--limit={limit:g} must be a whole number of questions, or a part of them between 0 "
+            "and 1; leave it out to take all"
+        )
+    return int(limit)
+
+
+def _check_writable(workdir: pathlib.Path, output_path: str | None) -> None:
+    """Raises InputError unless results can be written: hours of evaluation would be lost."""
+    folder = pathlib.Path(output_path) if output_path else workdir / EVALUATION
+    flag = "--output_path" if output_path else "the run's folder of results"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise InputError(
+            f"{flag}, {folder}, cannot be written to ({e.strerror}): name another folder with "
+            "--output_path"
+        ) from e
+
+
+def _answers(workdir: pathlib.Path, step: int) -> str:
+    """Where --use_cache keeps answers: in the user's cache folder.
+
+    The harness reads them by unpickling, which runs what the file says; a run's folder may come
+    from someone else.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "t6jax" / "evaluation"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise InputError(
+            f"--use_cache: {folder} cannot be made ({e.strerror}): set XDG_CACHE_HOME, or leave "
+            "the flag out"
+        ) from e
+    name = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+    return str(folder / f"{name}-{_identity(workdir, step)}")
 
 
 def _say(line: str) -> None:
@@ -152,6 +204,24 @@ class LoadedTasks(TaskManager):
             f"--tasks: lm-evaluation-harness has no task {missing!r}; lm_eval ls tasks lists them, "
             "and --include_path adds a folder of yours"
         )
+
+    def check_examples(self, num_fewshot: int | None) -> None:
+        """Raises InputError if a task has fewer examples than are to stand before a question."""
+        for name, task in self.loaded["tasks"].items():
+            own = task.get_config("num_fewshot")
+            shots = own if num_fewshot is None or own == 0 else num_fewshot
+            if not shots:
+                continue
+            have = len(list(task.fewshot_docs() or ()))
+            # a question is no example of its own
+            have -= task.fewshot_cfg.split is not None and (
+                task.fewshot_cfg.split == task.config.test_split
+            )
+            if shots > have:
+                raise InputError(
+                    f"--num_fewshot={shots}: the task {name} has {have} examples to take from; "
+                    "give a smaller number"
+                )
 
     @staticmethod
     def paper_folders() -> list[str]:
@@ -217,9 +287,7 @@ def _evaluate(
         tasks=[*tasks.names],
         num_fewshot=options.num_fewshot,
         limit=options.limit,
-        use_cache=str(workdir / EVALUATION / f"responses-{_identity(workdir, step)}")
-        if options.use_cache
-        else None,
+        use_cache=_answers(workdir, step) if options.use_cache else None,
         cache_requests=options.cache_requests,
         gen_kwargs=options.gen_kwargs,
         log_samples=options.log_samples,

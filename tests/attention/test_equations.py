@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.attention.cases import CASES, arange_positions, build, hidden_states
+from tests.attention.cases import CASES, D_MODEL, arange_positions, build, hidden_states
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -85,14 +85,34 @@ def layer(x, config, w):
     return np.einsum("bthe,hed->btd", heads, w["w_o"])
 
 
-@pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
-def test_the_layer_is_its_equations(config):
+def check(config, tokens):
     graph, state = nnx.split(build(config))
     # small enough for the norms' epsilons to count
-    x = 0.02 * hidden_states(2, 5) if config.name == "mla" else hidden_states(2, 5)
+    x = (0.02 if config.name == "mla" else 1) * hidden_states(2, tokens)
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(x, arange_positions(x))[0])
     weights = {name: np.asarray(p, np.float64) for name, p in nnx.to_pure_dict(state).items()}
     want = layer(np.asarray(x, np.float64), config, weights)
     # sums of d_model, ranks, features, tokens, heads x features in turn; the angles' rounding
-    bound = 4 * EPSILON * (24 + 3 + 10 + 5 + 30) * np.abs(want).max()
+    bound = 4 * EPSILON * (24 + 3 + 10 + tokens + 30) * np.abs(want).max()
     np.testing.assert_allclose(run(state, x), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
+def test_the_layer_is_its_equations(config):
+    check(config, 5)
+
+
+@pytest.mark.parametrize("name", ["tpa", "tpa_kvonly"])
+def test_one_product_for_all_factors_gives_the_equations_too(name):
+    assert D_MODEL <= 2 * 13  # enough tokens for the factor maps to be joined
+    check(CASES[name], 13)
+
+
+def test_what_a_joined_product_caches_is_what_is_cached_of_each_factor():
+    module, x = build(CASES["tpa"]), hidden_states(2, 13)
+    run = jax.jit(
+        lambda x: (module(x, arange_positions(x))[1], module.entry(x, arange_positions(x)))
+    )
+    joined, each = run(x)
+    for one, other in zip(joined, each, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=64 * EPSILON * np.abs(other).max())

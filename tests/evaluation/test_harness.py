@@ -201,6 +201,11 @@ def test_kept_answers_are_not_asked_for_again(lm, task_folder, tmp_path, monkeyp
     assert numbers(again) == numbers(first)
 
 
+def test_an_answer_without_a_token_is_named(lm):
+    with pytest.raises(InputError, match=r"the answer '', which has no token, to the .* 'why\?'"):
+        lm.loglikelihood(instances("loglikelihood", ("why?", "")), disable_tqdm=True)
+
+
 def test_what_it_cannot_do_is_named(lm):
     with pytest.raises(
         InputError, match=r"the model t6jax needs a checkpoint: give --model_args ckpt=DIR"

@@ -2,10 +2,11 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t6jax.evaluation.validation import Entropies, report, validation_loss
+from t6jax.evaluation.validation import Entropies, loss_sums, report, validation_loss
 
 
 def cells(text: str, name: str) -> list[str]:
@@ -39,3 +40,16 @@ def test_the_mean_is_over_tokens_of_all_batches():
     weighted = lambda params, windows, mask: (np.float64(windows[0, 0]), np.float64(windows.size))
     uneven = [(np.full((1, 3), 9), np.ones(1)), (np.full((3, 3), 1), np.ones(3))]
     assert validation_loss(weighted, None, uneven)[0] == pytest.approx(10 / 12)
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_masked_rows_count_in_neither_sum():
+    class Model:
+        """Every target costs its own id in nats."""
+
+        def nats(self, tokens, targets, **_):
+            return targets.astype(jnp.float32)
+
+    windows = jnp.array([[9, 1, 2], [9, 3, 4], [9, 50, 60]])
+    nats, tokens = loss_sums(Model(), windows, jnp.array([1.0, 1.0, 0.0]))
+    assert (float(nats), float(tokens)) == (10.0, 4.0)

@@ -225,3 +225,19 @@ def test_an_unknown_mechanism_and_mixed_dtypes_are_refused(mla):
         match="must all have one dtype, of float32, bfloat16, float16; got float32, int32",
     ):
         t6jax.from_reference(params | {"step": np.zeros((), np.int32)}, config)
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_wrong_types_are_named(mla):
+    params, config = mla
+    for arguments, message in (
+        ((None, config), "params must be a dict of names; got None"),
+        ((params, None), "config must be a dict of keys; got None"),
+        (
+            (params | {"lm_head.weight": [1.0]}, config),
+            "the parameter lm_head.weight must be an ar",
+        ),
+        ((params, config, "x"), "rope_table_dtype must be a dtype; got 'x'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            t6jax.from_reference(*arguments)

@@ -29,7 +29,14 @@ def runs(tmp_path_factory):
     ]
 
 
-def test_a_row_for_each_checkpoint_and_the_papers(runs, task_folder, capsys):  # noqa: F811
+def test_a_row_for_each_checkpoint_and_the_papers(
+    runs,
+    task_folder,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = Options(
         [f"{task_folder}/local_choice.yaml"],
         num_fewshot=0,
@@ -53,7 +60,9 @@ def test_a_row_for_each_checkpoint_and_the_papers(runs, task_folder, capsys):  #
         assert json.loads(theirs.read_text())["results"]["local_choice"]["sample_len"] == 6
         (samples,) = _files(folder, "samples_local_choice_*.jsonl")
         assert len(samples.read_text().splitlines()) == 6
-        assert _files(folder, "responses-*.db")
+        # what is unpickled lies in no folder that may be a stranger's
+        assert not [p for p in pathlib.Path(run).rglob("*") if p.suffix == ".db"]
+    assert len(_files(tmp_path / "t6jax" / "evaluation", "*.db")) == len(runs)
 
 
 def _files(folder, pattern):
@@ -149,6 +158,14 @@ def test_without_a_network_the_data_sets_are_named(runs, tmp_path):
             "--include_path=nowhere: there is no such folder",
         ),
         (Options(["local_broken"]), "the data of local_broken cannot be read: .*nowhere.jsonl"),
+        (Options(["local_broken"], limit=0), "--limit=0 must be a whole number of questions"),
+        (Options(["local_broken"], limit=-1), "--limit=-1 must be"),
+        (Options(["local_broken"], limit=2.5), "--limit=2.5 must be"),
+        (Options(["local_broken"], limit=float("nan")), "--limit=nan must be"),
+        (
+            Options(["local_broken"], output_path=f"{__file__}/results"),
+            "--output_path, .*/results, cannot be written to .Not a directory.: name another",
+        ),
     ],
 )
 def test_what_cannot_be_is_named_before_the_work(runs, options, message, tmp_path):
@@ -163,6 +180,14 @@ def test_what_cannot_be_is_named_before_the_work(runs, options, message, tmp_pat
     options = dataclasses.replace(options, include_path=options.include_path or str(tmp_path))
     with pytest.raises(InputError, match=message):
         tasks_program(runs, None, options)
+
+
+def test_more_examples_than_there_are_is_said_before_the_work(runs, task_folder):  # noqa: F811
+    options = Options(["local_choice"], include_path=str(task_folder), num_fewshot=13)
+    with pytest.raises(InputError, match="--num_fewshot=13: the task local_choice has 12 examples"):
+        tasks_program(runs, None, options)
+    tasks = LoadedTasks.find(["local_choice"], str(task_folder))
+    tasks.check_examples(12)
 
 
 @pytest.mark.slow

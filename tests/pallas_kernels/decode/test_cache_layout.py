@@ -68,6 +68,12 @@ def test_append_writes_behind_each_length_and_nothing_else():
     np.testing.assert_array_equal(got, want)
 
 
+def test_append_writes_nothing_before_the_start():
+    rows, new = jnp.zeros((1, 4, 2)), jnp.ones((1, 3, 2))
+    got = cache_layout.append(rows, new, jnp.array([-2]))
+    np.testing.assert_array_equal(got[0, :, 0], [1, 0, 0, 0])
+
+
 def test_append_is_in_place_when_donated():
     rows, new, lengths = (
         jnp.zeros((4, 16, 32), jnp.bfloat16),
