@@ -92,19 +92,21 @@ class Call:
 
 def eq_3_2(call: Call) -> tuple[np.ndarray, list[np.ndarray]]:
     """The output of a call and the gradients of query, key and value, in float64."""
-    q, k, v, grad = (np.asarray(x, np.float64) for x in (*call.arrays, call.grad))
-    share = q.shape[2] // k.shape[2]
-    k, v = (np.repeat(x, share, axis=2) for x in (k, v))
-    logits = np.where(call.seen[:, None], np.einsum("bthd,bshd->bhts", q, k) * call.scale, -np.inf)
+    # heads before tokens, for matmul, which calls BLAS where einsum does not
+    q, k, v, grad = (np.asarray(x, np.float64).swapaxes(1, 2) for x in (*call.arrays, call.grad))
+    share = q.shape[1] // k.shape[1]
+    k, v = (np.repeat(x, share, axis=1) for x in (k, v))
+    transposed = lambda x: x.swapaxes(-1, -2)
+    logits = np.where(call.seen[:, None], q @ transposed(k) * call.scale, -np.inf)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
-    out = np.einsum("bhts,bshe->bthe", p, v)
-    dp = np.einsum("bthe,bshe->bhts", grad, v)
-    ds = p * (dp - np.einsum("bthe,bthe->bht", grad, out)[..., None]) * call.scale
-    dq = np.einsum("bhts,bshd->bthd", ds, k)
-    dk, dv = np.einsum("bhts,bthd->bshd", ds, q), np.einsum("bhts,bthe->bshe", p, grad)
-    whole = lambda x: x.reshape(*x.shape[:2], -1, share, x.shape[-1]).sum(3)
-    return out, [dq, whole(dk), whole(dv)]
+    out = p @ v
+    dp = grad @ transposed(v)
+    # sum_s p dp is dO . O; so written, one visible token's ds is exactly 0
+    ds = p * (dp - np.sum(p * dp, axis=-1, keepdims=True)) * call.scale
+    of_groups = lambda x: x.reshape(len(x), -1, share, *x.shape[2:]).sum(2)
+    gradients = ds @ k, of_groups(transposed(ds) @ q), of_groups(transposed(p) @ grad)
+    return out.swapaxes(1, 2), [x.swapaxes(1, 2) for x in gradients]
 
 
 def error(got, want) -> float:
