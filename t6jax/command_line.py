@@ -8,11 +8,22 @@ generate.py take absl's flags (t6jax.programs.flags), which know configs. All of
 import argparse
 import difflib
 import io
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from t6jax.errors import InputError
+
+
+def path_argument(text: str) -> pathlib.Path:
+    """The type of an option that is a path: not empty, ~ the home folder.
+
+    Shells leave ~ alone in --out=~/x.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return pathlib.Path(text).expanduser()
 
 
 class Parser(argparse.ArgumentParser):

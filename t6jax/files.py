@@ -62,8 +62,12 @@ def atomic_file(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: pathlib.Path, content: bytes | memoryview | str) -> None:
-    """Writes a whole file as `atomic_file` does; text is encoded as UTF-8."""
-    with atomic_file(path) as file:
+    """Writes a whole file as `atomic_file` does; text is encoded as UTF-8.
+
+    Raises:
+        InputError: the disk is full or read-only, or the folder may not be written to.
+    """
+    with writing(path), atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -82,6 +86,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of writing a file or folder into InputErrors that name it and what to do."""
+    try:
+        yield
+    except OSError as e:
+        raise InputError(
+            f"{e.filename or path} cannot be written ({e.strerror or e}): free space or check "
+            "permissions, and give the same command again"
+        ) from e
 
 
 @contextlib.contextmanager
@@ -104,11 +120,14 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[None]:
+def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[bool]:
     """Holds the lock file `path`, which is created if missing, until the block ends.
 
     The lock also ends with the process, however that happens. It holds between the processes of
     one machine; on network file systems it depends on the mount.
+
+    Yields:
+        Whether the locked file is still at `path`: another process may just have moved it.
 
     Raises:
         InputError: with `message`, if another process holds the lock.
@@ -118,4 +137,8 @@ def exclusive_lock(path: pathlib.Path, message: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise InputError(message) from e
-        yield
+        try:
+            here = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except FileNotFoundError:
+            here = False
+        yield here

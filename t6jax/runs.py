@@ -11,6 +11,7 @@ from typing import Any
 
 from t6jax.checksums import NAME, ChecksumError, Checksums, Hasher
 from t6jax.config import DataConfig, ModelConfig
+from t6jax.config.urls import without_secrets
 from t6jax.errors import InputError
 from t6jax.fields import Section
 from t6jax.files import read_json, write_atomically
@@ -22,9 +23,9 @@ PARAMETERS, TRAINING, BATCHES = "parameters", "training", "batches"
 
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json atomically."""
+    """Writes config.json atomically; URLs without user info and query."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_atomically(workdir / CONFIG, json.dumps(without_secrets(config), indent=2) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from t6jax.config.data import MixtureEntry
 from t6jax.config.model import ModelConfig
 from t6jax.config.run import RunConfig
+from t6jax.config.urls import without_secrets
 from t6jax.fields import keys_of
 
 # What may change when a run resumes: none of it alters the losses of the steps to come, except by
@@ -25,7 +26,7 @@ def differences(old: Mapping[str, Any], new: RunConfig) -> dict[str, tuple[Any, 
         old: config.json of the run, as it is. A key that it lacks came later: the run did without
             it what the key's default does.
     """
-    before, after = _flat(_defaults(new)) | _flat(old), _flat(new.to_dict())
+    before, after = _flat(_defaults(new)) | _flat(old), _flat(without_secrets(new.to_dict()))
     for values in (before, after):  # 0 means steps, which may change
         decay = "optimizer.decay_steps"
         values[decay] = values.get(decay) or values.get("steps")

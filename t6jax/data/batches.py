@@ -1,8 +1,10 @@
 """Batches of token windows, read by Grain."""
 
 import functools
+import math
 import multiprocessing
 import multiprocessing.connection
+import numbers
 import os
 import pathlib
 import sys
@@ -61,6 +63,9 @@ def training_batches(
     """
     index = jax.process_index() if process_index is None else process_index
     processes = jax.process_count() if process_count is None else process_count
+    _check_counts(batch_size, context_length, vocab_size)
+    if num_workers < 0:
+        raise InputError(f"num_workers must be at least 0; got {num_workers}")
     if batch_size % processes:
         raise InputError(f"batch_size={batch_size} must be a multiple of the {processes} processes")
 
@@ -98,6 +103,10 @@ def validation_batches(
         windows int32 [B, T + 1] and their mask float32 [B], which is 0 for the rows that fill up
         the last batch.
     """
+
+    _check_counts(batch_size, context_length, vocab_size)
+    if max_batches is not None and max_batches < 1:
+        raise InputError(f"max_batches must be at least 1; got {max_batches}")
 
     def order(_: int, windows: Windows) -> grain.MapDataset:
         return grain.MapDataset.source(windows).shuffle(seed=0)
@@ -182,10 +191,26 @@ class Batches:
         return iter(rest)
 
 
+def _check_counts(batch_size: int, context_length: int, vocab_size: int) -> None:
+    for name, value in (
+        ("batch_size", batch_size),
+        ("context_length", context_length),
+        ("vocab_size", vocab_size),
+    ):
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise InputError(f"{name} must be an integer of at least 1; got {value!r}")
+
+
 def _mixture(
     sources: pathlib.Path | Sources, split: str, context_length: int, vocab_size: int, order: Any
 ) -> grain.MapDataset:
     sources = [(sources, 1.0)] if isinstance(sources, pathlib.Path) else sources
+    for folder, weight in sources:
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight <= 0:
+            raise InputError(f"the weight of {folder} must be a number above 0; got {weight!r}")
+    if not sources:
+        raise InputError("sources is empty: give a folder of shards, or several with weights")
     open_shards = max(1, OPEN_SHARDS // len(sources))
     windows = [
         Windows(find_shards(folder, split), context_length, vocab_size, open_shards)

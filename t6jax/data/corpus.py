@@ -6,9 +6,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from t6jax.config import DataConfig
-from t6jax.data.manifest import check_data, document_start, read_manifest
+from t6jax.data.manifest import (
+    check_data,
+    check_kept_tokenizer,
+    document_start,
+    read_manifest,
+    validation_bytes_per_token,
+)
 from t6jax.data.prepare import prepare
 from t6jax.data.records import TEXT_KEY
+from t6jax.data.remote import shown
 from t6jax.data.tokenizers import (
     GPT2,
     JSON_FILE,
@@ -18,7 +25,7 @@ from t6jax.data.tokenizers import (
     kept_tokenizer,
 )
 from t6jax.errors import InputError
-from t6jax.files import write_atomically
+from t6jax.files import read_regular, write_atomically, writing
 
 
 class Corpus(NamedTuple):
@@ -72,8 +79,9 @@ def prepare_missing(workdir: pathlib.Path, data: DataConfig, say: Callable[[str]
                 "t6jax.data.prepare, or give --config.data.path=FOLDER, or --config.data.path= "
                 "--config.data.source=TEXTS"
             )
-        say(f"preparing {entry.source!r} in {entry.folder}")
-        entry.folder.parent.mkdir(parents=True, exist_ok=True)
+        say(f"preparing {shown(entry.source)!r} in {entry.folder}")
+        with writing(entry.folder.parent):
+            entry.folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(
             entry.source,
             entry.folder,
@@ -90,7 +98,7 @@ def _refuse_other_data(entry: _Entry, data: DataConfig) -> None:
     if not settings:
         return
     wanted = {
-        "source": entry.source,
+        "source": shown(entry.source),
         "text_key": entry.text_key,
         "validation_fraction": data.validation_fraction,
     }
@@ -143,9 +151,11 @@ def keep_tokenizer(
     """
     if any((workdir / file).exists() for file in (TIKTOKEN_FILE, JSON_FILE)):
         return
+    folder = corpus.sources[0][0]
     for file in (TIKTOKEN_FILE, JSON_FILE):
-        if (corpus.sources[0][0] / file).exists():
-            write_atomically(workdir / file, (corpus.sources[0][0] / file).read_bytes())
+        if (folder / file).exists():
+            check_kept_tokenizer(folder, read_manifest(folder) or {})
+            write_atomically(workdir / file, read_regular(folder / file))
             return
     try:
         get_tokenizer(name).save(workdir)
@@ -188,7 +198,8 @@ def _entries(workdir: pathlib.Path, data: DataConfig) -> list[_Entry]:
 def _bytes_per_token(manifests: list[dict[str, Any] | None], weights: list[float]) -> float | None:
     total = 0.0
     for manifest, weight in zip(manifests, weights, strict=True):
-        if manifest is None:
+        own = validation_bytes_per_token(manifest)
+        if own is None:
             return None
-        total += weight * manifest["val"]["bytes"] / manifest["val"]["tokens"]
+        total += weight * own
     return total / sum(weights)

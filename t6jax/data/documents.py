@@ -176,9 +176,11 @@ def _cut(
     wanted = len(data) * validation_fraction
     if validation_bytes is not None:
         wanted = min(wanted, validation_bytes)
-    middle = len(data) - round(wanted)
+    middle = len(data) - max(1, round(wanted))  # of the shortest text too, something is left
     newline = data.rfind(b"\n", 0, middle)
     middle = newline + 1 if newline > 0 else middle
+    while middle > 0 and data[middle] & 0xC0 == 0x80:  # inside a character
+        middle -= 1
     return [_in_memory(document.name, data[:middle])], [
         _in_memory(f"{document.name} (end)", data[middle:])
     ]

@@ -7,30 +7,41 @@ After an interruption the same command continues. The shards are the same bytes 
 of workers.
 """
 
-import json
+import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from t6jax.command_line import Parser, run
+from t6jax.command_line import Parser, path_argument, run
 from t6jax.data.executors import EXECUTORS, Producer, check_executor, make_producer
 from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
 from t6jax.data.records import TEXT_KEY
+from t6jax.data.remote import shown
+from t6jax.data.sealed_json import write_sealed
 from t6jax.data.shard_writer import STATE, ShardWriter
-from t6jax.data.shards import version_for
+from t6jax.data.shards import MAX_TOKENS, version_for
 from t6jax.data.sources import REMOTE_UNITS, UNIT_BYTES, Plan, make_plan
-from t6jax.data.tokenized import PLAN, TOKENIZED, TOKENIZER_NAME, load_unit, unit_path
+from t6jax.data.tokenized import (
+    PLAN,
+    SETTINGS,
+    TOKENIZED,
+    load_unit,
+    read_plan,
+    read_settings,
+    start_again,
+    unit_path,
+)
 from t6jax.data.tokenizers import Tokenizer, get_tokenizer
 from t6jax.errors import InputError
-from t6jax.files import exclusive_lock, write_atomically
+from t6jax.files import exclusive_lock, writing
 
 SHARD_TOKENS = 10**8
-SETTINGS = "settings.json"
 LOCK = "lock"
-WORKING_FILES = (TOKENIZED, PLAN, TOKENIZER_NAME, STATE, SETTINGS, LOCK, "datatrove")
+WORKING_FILES = (TOKENIZED, PLAN, STATE, SETTINGS, "datatrove")
 
 
 def prepare(
@@ -74,11 +85,15 @@ def prepare(
         InputError: if the source cannot be read, or `out` holds something else.
     """
     check_executor(executor, workers)
-    if shard_tokens < 2:
-        raise InputError(f"--shard_tokens must be at least 2; got {shard_tokens}")
+    if not 2 <= shard_tokens <= MAX_TOKENS:
+        raise InputError(
+            f"--shard_tokens must be at least 2 and at most {MAX_TOKENS:,}; got {shard_tokens}"
+        )
+    if out in (pathlib.Path(), pathlib.Path("/")):
+        raise InputError(f"--out must name a folder to make; got {str(out)!r}")
     tokenizer = get_tokenizer(tokenizer_name)
     settings = {
-        "source": source,
+        "source": shown(source),
         "subset": subset,
         # only where it is given: folders that were prepared before it existed stay valid
         **({"text_key": text_key} if text_key != TEXT_KEY else {}),
@@ -100,8 +115,12 @@ def prepare(
         text_key=text_key,
         left_out=(out, work),
     )
-    work.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(work / LOCK, f"another process is preparing {work}: wait for it to end"):
+    with _working(work, out), writing(work):
+        if out.exists():  # another process made it meanwhile
+            (work / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder with something in it
+                work.rmdir()
+            return _prepared(out, settings)
         for path in work.glob("*.partial"):  # temporary files of a process that was killed
             path.unlink()
         if not (work / MANIFEST).exists():
@@ -122,9 +141,9 @@ def prepare(
                 _write_shards(work, plan, producer, writer, say)
             finally:
                 producer.stop()
-            if not writer.splits["train"]["tokens"]:
+            if not all(split["tokens"] for split in writer.splits.values()):
                 raise InputError(
-                    f"{source!r} holds too little text for training and validation: "
+                    f"{shown(source)!r} holds too little text for training and validation: "
                     f"{writer.tokens} tokens"
                 )
             _write_manifest(work, settings, plan.revision, tokenizer, writer)
@@ -135,7 +154,26 @@ def prepare(
             else:
                 path.unlink(missing_ok=True)
         work.rename(out)
+        # last, so that the folder that is renamed is never another process's
+        (out / LOCK).unlink(missing_ok=True)
     return _prepared(out, settings)
+
+
+@contextlib.contextmanager
+def _working(work: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+    """Makes the folder in which a preparation works, and locks it."""
+    message = f"another process is preparing {out}, in {work}: wait for it to end"
+    while True:
+        with contextlib.ExitStack() as stack:
+            with writing(work):
+                work.mkdir(parents=True, exist_ok=True)
+                try:
+                    here = stack.enter_context(exclusive_lock(work / LOCK, message))
+                except FileNotFoundError:  # the other process has just renamed the folder
+                    continue
+            if here:
+                yield
+                return
 
 
 def _write_shards(
@@ -165,6 +203,9 @@ def _write_shards(
 
 def _prepared(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(out) if out.is_dir() else None
+    if manifest and manifest.get("settings") == settings:
+        with writing(out):
+            (out / LOCK).unlink(missing_ok=True)  # of a process that was killed at its very end
     if manifest is None or manifest.get("settings") != settings:
         raise InputError(
             f"{out} exists, but was not prepared with these settings: give another --out, or move "
@@ -178,12 +219,11 @@ def _kept_plan(work: pathlib.Path, settings: Mapping[str, Any]) -> Plan | None:
 
     By now the data set may have another commit.
     """
-    if (
-        not all((work / name).exists() for name in (SETTINGS, PLAN))
-        or json.loads((work / SETTINGS).read_text()) != settings
-    ):
+    if not all((work / name).exists() for name in (SETTINGS, PLAN)):
         return None
-    plan = Plan.from_json((work / PLAN).read_text())
+    if read_settings(work) != settings:
+        return None
+    plan = read_plan(work)
     return plan if plan.revision else None
 
 
@@ -195,9 +235,8 @@ def _start(
     say: Callable[[str], None] | None,
 ) -> None:
     """Writes what workers need to tokenize units; checks it, if an interrupted preparation did."""
-    kept = work / SETTINGS
-    if kept.exists():
-        previous = json.loads(kept.read_text())
+    if (work / SETTINGS).exists():
+        previous = read_settings(work)
         changed = [
             f"{key} was {previous.get(key)!r}, now {settings.get(key)!r}"
             for key in dict.fromkeys([*settings, *previous])
@@ -208,20 +247,30 @@ def _start(
                 f"{work} holds an interrupted preparation with other settings "
                 f"({'; '.join(changed)}): delete it first"
             )
-        if Plan.from_json((work / PLAN).read_text()) != plan:
+        kept = read_plan(work)
+        if dataclasses.replace(kept, folder=shown(kept.folder)) != dataclasses.replace(
+            plan, folder=shown(plan.folder)
+        ):
             raise InputError(
-                f"the files of {settings['source']!r} changed since {work} was begun: delete it to "
-                "start again"
+                f"the files of {settings['source']!r} changed since {work} was begun: "
+                f"{start_again(work)}"
             )
         if say:
             revision = f" with revision {plan.revision}" if plan.revision else ""
             say(f"continuing in {work}{revision}")
+        if kept != plan:  # another password or token
+            _write_plan(work, plan)
         return
     (work / TOKENIZED).mkdir(exist_ok=True)
     tokenizer.save(work)
-    write_atomically(work / TOKENIZER_NAME, tokenizer.name)
-    write_atomically(work / PLAN, plan.to_json())
-    write_atomically(kept, json.dumps(settings))  # last: if it exists, the others do
+    _write_plan(work, plan)
+    write_sealed(work / SETTINGS, settings)  # last: if it exists, the others do
+
+
+def _write_plan(work: pathlib.Path, plan: Plan) -> None:
+    write_sealed(work / PLAN, plan.to_dict())
+    if shown(plan.folder) != plan.folder:  # for the workers, and none but them
+        (work / PLAN).chmod(0o600)
 
 
 def _write_manifest(
@@ -243,7 +292,7 @@ def _write_manifest(
         "settings": settings,
         **writer.splits,
     }
-    write_atomically(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_sealed(work / MANIFEST, manifest)
 
 
 class _Progress:
@@ -290,7 +339,7 @@ def main(arguments: list[str]) -> None:
         default=TEXT_KEY,
         help="the key of .jsonl, or the column of .parquet, with the text",
     )
-    add("--out", required=True, type=pathlib.Path, help="the folder to make")
+    add("--out", required=True, type=path_argument, help="the folder to make")
     add(
         "--tokenizer",
         default="gpt2",

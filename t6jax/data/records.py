@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+from t6jax.data.documents import BOM
 from t6jax.data.listing import compression_of
-from t6jax.data.remote import HUB, is_remote, opened, reading
+from t6jax.data.remote import HUB, is_remote, opened, reading, shown
 from t6jax.errors import InputError
 from t6jax.extras import needs
 
@@ -32,15 +33,21 @@ def parquet_ranges(
         (first row group, end, bytes of text) of each run.
 
     Raises:
-        InputError: if the file has no column text_key.
+        InputError: if the file has no column text_key, or one without strings.
     """
     metadata = _metadata(folder, path)
-    column = _text_column(metadata, text_key)
-    if column is None:
-        columns = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    schema = metadata.schema.to_arrow_schema()
+    if text_key not in schema.names:
         raise InputError(
-            f"{folder}/{path} has no column {text_key!r}; {_other_keys('columns', columns)}"
+            f"{shown(folder, path)} has no column {text_key!r}; "
+            f"{_other_keys('columns', schema.names)}"
         )
+    if not _is_text(schema.field(text_key).type):
+        raise InputError(
+            f"{shown(folder, path)}: the column {text_key!r} holds no strings, but "
+            f"{schema.field(text_key).type}; {_other_keys('columns', schema.names)}"
+        )
+    column = _text_column(metadata, text_key)
     sizes = [
         metadata.row_group(i).column(column).total_uncompressed_size
         for i in range(metadata.num_row_groups)
@@ -101,7 +108,14 @@ def read_parquet(
         pq.ParquetFile(f, metadata=metadata, pre_buffer=False) as file,
     ):
         for batch in file.iter_batches(ROWS, row_groups=[*range(start, stop)], columns=[text_key]):
-            yield from batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+            try:
+                texts = batch.column(0).cast(pa.large_string())
+            except pa.ArrowInvalid as e:  # of a binary column
+                raise InputError(
+                    f"{shown(folder, path)}: the column {text_key!r} holds what is not UTF-8 in "
+                    f"row groups {start} to {stop - 1} ({e}): convert it"
+                ) from e
+            yield from texts.cast(pa.large_binary()).to_pylist()
 
 
 def read_jsonl(
@@ -113,7 +127,7 @@ def read_jsonl(
         InputError: for a line that is no JSON object with a text under text_key.
     """
     with reading(folder, path), _open_lines(folder, path) as file:
-        compressed = compression_of(path) is not None
+        name, compressed = shown(folder, path), compression_of(path) is not None
         at = start
         if start:  # the line that the range before ends with
             file.seek(start - 1)
@@ -122,8 +136,10 @@ def read_jsonl(
             line = file.readline()
             if not line:
                 break
+            if at == 0 and line.startswith(BOM):
+                at, line = len(BOM), line[len(BOM) :]
             if line.strip():
-                yield _text(line, text_key, f"{folder}/{path}", at)
+                yield _text(line, text_key, name, at)
             at += len(line)
 
 
@@ -135,11 +151,19 @@ def check_first_line(folder: str, path: str, text_key: str) -> None:
 def _text(line: bytes, text_key: str, name: str, at: int) -> bytes | None:
     where = f"the line at byte {at}"
     try:
-        record = json.loads(line)
-    except ValueError as e:
+        record = _JSON.decode(line.decode().strip())
+    except UnicodeDecodeError as e:
         raise InputError(
-            f"{name} is damaged: no JSON object in {where} ({e}); download it again"
+            f"{name}: {where} is not UTF-8 at byte {at + e.start} (0x{line[e.start]:02x}): convert "
+            "the file to UTF-8, or mend the line"
         ) from e
+    except RecursionError as e:
+        raise InputError(
+            f"{name}: {where} nests JSON deeper than can be read: remove what is nested"
+        ) from e
+    except ValueError as e:
+        remedy = "mend or remove the line" if line.endswith(b"\n") else "it is cut: get it again"
+        raise InputError(f"{name} is damaged: no JSON object in {where} ({e}); {remedy}") from e
     if not isinstance(record, dict):
         raise InputError(f"{name}: {where} is no JSON object, but {type(record).__name__}")
     if text_key not in record:
@@ -161,6 +185,14 @@ def _text(line: bytes, text_key: str, name: str, at: int) -> bytes | None:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
+def _int(digits: str) -> int:
+    """An integer; of more digits than Python reads, which no text has, its first ones."""
+    return int(digits[:4000])
+
+
+_JSON = json.JSONDecoder(parse_int=_int)
+
+
 def _other_keys(what: str, keys: Iterable[str]) -> str:
     return (
         f"its {what} are {', '.join(keys) or 'none'}: name the one with the text by --text_key, or "
@@ -178,6 +210,26 @@ def _metadata(folder: str, path: str) -> Any:
 
 # For a file of 2 GB the metadata are megabytes, and its units are read one after another.
 _metadata_of_last = functools.lru_cache(1)(_metadata)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds strings, or nothing at all."""
+    with needs("data"):
+        from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        fits(kind)
+        for fits in (
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_null,
+        )
+    )
 
 
 def _text_column(metadata: Any, text_key: str) -> int | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from t6jax.config.urls import without_secrets
 from t6jax.errors import InputError
 from t6jax.extras import needs
 
@@ -106,7 +107,7 @@ def reading(folder: str, path: str = "") -> Iterator[None]:
     with needs("data"):
         import pyarrow as pa
 
-    name = f"{folder}/{path}" if path else folder
+    name = shown(folder, path)
     try:
         yield
     except InputError:
@@ -120,6 +121,11 @@ def reading(folder: str, path: str = "") -> Iterator[None]:
                 f"{name} cannot be read to its end ({_brief(e)}): download it again"
             ) from e
         raise
+
+
+def shown(folder: str, path: str = "") -> str:
+    """A file's name for messages: a URL without user info and query."""
+    return without_secrets(f"{folder}/{path}" if path else folder)
 
 
 def is_remote(folder: str) -> bool:
@@ -205,4 +211,4 @@ def _data_files(data_files: Any) -> list[str]:
 
 def _brief(e: Exception) -> str:
     text = " ".join(str(e).split()).partition(" For more information check:")[0]
-    return f"{type(e).__name__}: {text[:200]}"
+    return f"{type(e).__name__}: {without_secrets(text)[:200]}"

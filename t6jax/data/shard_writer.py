@@ -1,15 +1,17 @@
 """Tokenized units, in the order of the plan, to shards."""
 
 import collections
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from t6jax.data.manifest import file_crc32
+from t6jax.data.sealed_json import read_sealed, write_sealed
 from t6jax.data.shards import write_shard
 from t6jax.data.tokenized import TokenizedUnit, unit_path
-from t6jax.files import write_atomically
+from t6jax.errors import InputError
+from t6jax.files import writing
 
 STATE = "state.json"
 SPLITS = ("val", "train")
@@ -56,7 +58,7 @@ class ShardWriter:
         self._work, self._version, self._shard_tokens = work, version, shard_tokens
         self._validation_units, self._validation_fraction = validation_units, validation_fraction
         path = work / STATE
-        state = json.loads(path.read_text()) if path.exists() else {}
+        state = read_sealed(path, f"delete {work} to start again") if path.exists() else {}
         self.next_unit: int = state.get("unit", 0)
         self._offset: int = state.get("offset", 0)
         self.splits: dict[str, dict[str, Any]] = state.get("splits") or {
@@ -74,6 +76,11 @@ class ShardWriter:
         if index == self._validation_units and self._validation_units and self._pending_tokens:
             self._write("val", self._pending_tokens)
         start = self._offset if index == self.next_unit else 0
+        if start > len(unit.tokens):
+            raise InputError(
+                f"{unit_path(self._work, index)} has fewer tokens than before: delete {self._work} "
+                "to start again"
+            )
         self._pending.append(_Span(index, unit, start, len(unit.tokens)))
         while self._pending_tokens >= self._shard_tokens:
             self._write(self._split(index), self._shard_tokens)
@@ -122,12 +129,16 @@ class ShardWriter:
         path = self._work / f"{split}_{number:06d}.bin"
         checksum = write_shard(path, np.concatenate(pieces), self._version)
         totals["tokens"] += count
-        totals["shards"].append({"file": path.name, "tokens": count, "sha256": checksum})
+        crc32 = file_crc32(path.with_suffix(".crc32").read_bytes())
+        totals["shards"].append(
+            {"file": path.name, "tokens": count, "sha256": checksum, "crc32": crc32}
+        )
         unit, offset = reached
         state = {"unit": unit, "offset": offset, "splits": self.splits}
-        write_atomically(self._work / STATE, json.dumps(state))
+        write_sealed(self._work / STATE, state)
         for used in range(self.next_unit, unit):
-            unit_path(self._work, used).unlink(missing_ok=True)
+            with writing(unit_path(self._work, used)):
+                unit_path(self._work, used).unlink(missing_ok=True)
         self.next_unit, self._offset = reached
 
 

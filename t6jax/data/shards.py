@@ -59,11 +59,16 @@ def write_shard(path: pathlib.Path, tokens: np.ndarray, version: int | None = No
     data = np.concatenate(
         [header.view(np.uint8), np.ascontiguousarray(tokens, DTYPES[version]).view(np.uint8)]
     )
-    blocks = [zlib.crc32(data[i : i + CHECKED_BYTES]) for i in range(0, len(data), CHECKED_BYTES)]
     # the checksums first: a shard that exists has them
-    write_atomically(path.with_suffix(".crc32"), np.array(blocks, "<u4").tobytes())
+    write_atomically(path.with_suffix(".crc32"), block_checksums(data.data))
     write_atomically(path, data.data)
     return hashlib.sha256(data).hexdigest()
+
+
+def block_checksums(data: bytes | memoryview) -> bytes:
+    """What a .crc32 file holds, of a shard or of a part that begins at a multiple of 16 KiB."""
+    blocks = [zlib.crc32(data[i : i + CHECKED_BYTES]) for i in range(0, len(data), CHECKED_BYTES)]
+    return np.array(blocks, "<u4").tobytes()
 
 
 def shard_header(path: pathlib.Path) -> tuple[int, int]:

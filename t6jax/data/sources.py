@@ -11,9 +11,9 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from t6jax.data import records, remote
 from t6jax.data.documents import PYTHON, Document, documents, split
@@ -73,14 +73,15 @@ class Plan:
             return ""
         return self.folder.partition("@")[2].partition("/")[0]
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        values = json.loads(text)
+    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
+        """The inverse of to_dict."""
         units = tuple(Unit(*u) for u in values["units"])
-        return cls(**values | {"units": units, "left_out": tuple(values["left_out"])})
+        return cls(**dict(values) | {"units": units, "left_out": tuple(values["left_out"])})
 
 
 def make_plan(
@@ -121,8 +122,8 @@ def make_plan(
     if kind == TEXT:
         if text_key != records.TEXT_KEY:
             raise InputError(
-                f"--text_key={text_key} is for .jsonl and .parquet, but {source!r} is plain text: "
-                "leave it out"
+                f"--text_key={text_key} is for .jsonl and .parquet, but {remote.shown(source)!r} "
+                "is plain text: leave it out"
             )
         return _text_plan(folder, validation_fraction, validation_bytes, unit_bytes, excluded)
     if remote.is_remote(folder):
@@ -134,7 +135,7 @@ def make_plan(
         )
         units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
     if not units:
-        raise InputError(f"data.source={source!r} holds no text")
+        raise InputError(f"data.source={remote.shown(source)!r} holds no text")
     return Plan(
         kind,
         folder,
@@ -168,7 +169,7 @@ def read_texts(source: str, text_key: str = records.TEXT_KEY) -> Iterator[bytes]
         empty = False
         yield text
     if empty:
-        raise InputError(f"data.source={source!r} holds no text")
+        raise InputError(f"data.source={remote.shown(source)!r} holds no text")
 
 
 def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
@@ -178,10 +179,14 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
         InputError: naming the file, if it cannot be read to its end.
     """
     if plan.kind == TEXT:
-        training, validation = _split(
-            plan.folder, plan.validation_fraction, plan.validation_bytes, plan.left_out
+        found = _documents(
+            plan.folder,
+            plan.validation_fraction,
+            plan.validation_bytes,
+            plan.left_out,
+            plan.fingerprint,
         )
-        texts = (document.read() for document in (validation + training)[unit.start : unit.stop])
+        texts = (document.read() for document in found[unit.start : unit.stop])
     elif plan.kind == PARQUET:
         texts = records.read_parquet(plan.folder, *unit[:3], plan.text_key)
     else:
@@ -222,7 +227,7 @@ def _find(
     kind = _kind(files, folder)
     if kind == TEXT:
         raise InputError(
-            f"data.source={source!r} holds no .parquet or .jsonl "
+            f"data.source={remote.shown(source)!r} holds no .parquet or .jsonl "
             f"file{f' for {subset!r}' if subset else ''}"
         )
     files = [(name, size) for name, size in files if kind_of(name, folder) == kind]
@@ -238,7 +243,7 @@ def _text_plan(
     unit_bytes: int,
     left_out: tuple[str, ...],
 ) -> Plan:
-    training, validation = _split(source, validation_fraction, validation_bytes, left_out)
+    training, validation = split(documents(source, left_out), validation_fraction, validation_bytes)
     units: list[Unit] = []
     for found in (validation, training):
         first = units[-1].stop if units else 0
@@ -259,10 +264,21 @@ def _text_plan(
 
 
 @functools.lru_cache(1)  # a worker reads many units
-def _split(
-    source: str, validation_fraction: float, validation_bytes: int, left_out: tuple[str, ...]
-) -> tuple[list[Document], list[Document]]:
-    return split(documents(source, left_out), validation_fraction, validation_bytes)
+def _documents(
+    source: str,
+    validation_fraction: float,
+    validation_bytes: int,
+    left_out: tuple[str, ...],
+    fingerprint: str,
+) -> list[Document]:
+    """The documents of a plan, by which its units count."""
+    training, validation = split(documents(source, left_out), validation_fraction, validation_bytes)
+    if _fingerprint((d.name, d.size) for d in validation + training) != fingerprint:
+        raise InputError(
+            f"the files of {source} changed while they are prepared: start again when nothing "
+            "writes there"
+        )
+    return validation + training
 
 
 def _kind(files: Iterable[tuple[str, int]], folder: str) -> str:

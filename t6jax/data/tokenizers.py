@@ -4,12 +4,13 @@ Every document of a shard begins with the tokenizer's document_start.
 """
 
 import base64
+import functools
 import hashlib
 import json
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +34,11 @@ DOCUMENT_STARTS = (
     "<eos>",
     "[BOS]",
     "[EOS]",
+)
+LONG_RUN = 10_000  # characters
+# of what Unicode, and Rust's \s, has as white space; Python's \s has four control characters more
+_LONG_RUNS = re.compile(
+    rf"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{{{LONG_RUN},}}"
 )
 
 
@@ -97,7 +103,7 @@ class TiktokenTokenizer:
             # GPT-2's pattern, in a form that runs faster
             from tiktoken_ext.openai_public import r50k_pat_str
 
-        self._ranks = ranks
+        self._tiktoken, self._ranks = tiktoken, ranks
         self.document_start = len(ranks)
         self.vocab_size = len(ranks) + 1
         self.hash = hashlib.sha256(self._file()).hexdigest()
@@ -108,9 +114,31 @@ class TiktokenTokenizer:
         )
 
     def encode(self, text: bytes) -> np.ndarray:
+        string = text.decode("utf-8", "replace")
+        if len(string) < LONG_RUN or not (runs := [*_LONG_RUNS.finditer(string)]):
+            return self._encode(string)
+        # Such a run, but for its last character if something follows, is one word of the pattern,
+        # whose search for its end would run out of memory.
+        parts, at = [], 0
+        for run in runs:
+            stop = run.end() if run.end() == len(string) else run.end() - 1
+            parts.append(self._encode(string[at : run.start()]))
+            parts.append(self._words.encode_to_numpy(string[run.start() : stop]))
+            at = stop
+        return np.concatenate([*parts, self._encode(string[at:])])
+
+    def _encode(self, text: str) -> np.ndarray:
         # a fifth faster than encode_ordinary, which makes a list; no text is a special token
-        return self._encoding.encode_to_numpy(
-            text.decode("utf-8", "replace"), disallowed_special=()
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    @functools.cached_property
+    def _words(self) -> Any:
+        """Encodes a whole text as one word."""
+        return self._tiktoken.Encoding(
+            f"{self.name} words",
+            pat_str=r"[\s\S]+",
+            mergeable_ranks=self._ranks,
+            special_tokens={},
         )
 
     def decode(self, ids: Iterable[int]) -> bytes:

@@ -4,18 +4,26 @@ usage: python -m t6jax.data.train_tokenizer --source=SOURCE --out=FOLDER/tokeniz
     --vocab_size=32768 [--text_key=KEY] [--max_bytes=N]
 """
 
+import errno
+import os
 import pathlib
+import re
+import signal
 from collections.abc import Iterator
 
-from t6jax.command_line import Parser, run
+from t6jax.command_line import Parser, path_argument, run
 from t6jax.data.records import TEXT_KEY
 from t6jax.data.sources import Plan, make_plan, read_unit
 from t6jax.data.tokenizers import ENDOFTEXT
 from t6jax.errors import InputError
 from t6jax.extras import needs
-from t6jax.files import write_atomically
+from t6jax.files import write_atomically, writing
 
 MIN_VOCAB_SIZE = 257  # every byte, and the start of a document
+# Characters. The trainer's time grows with the square of a word's length, and a run of spaces or of
+# base64 teaches it nothing more when it is longer.
+LONGEST_WORD = 1000
+_LONG_WORDS = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
 
 
 def train_tokenizer(
@@ -29,7 +37,8 @@ def train_tokenizer(
 ) -> int:
     """Trains a byte-level BPE with GPT-2's pattern.
 
-    Memory holds the counts of the text's words, not the text.
+    Memory holds the counts of the text's words, not the text. Words and white space of more than
+    LONGEST_WORD characters count as several.
 
     Args:
         source, subset, text_key: as `make_plan` takes them.
@@ -39,6 +48,9 @@ def train_tokenizer(
 
     Returns:
         The vocabulary size, which a small text may leave below vocab_size.
+
+    Raises:
+        InputError: if the source cannot be read, or `out` exists or cannot be written.
     """
     with needs("data"):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -48,6 +60,8 @@ def train_tokenizer(
             f"--vocab_size must be at least {MIN_VOCAB_SIZE}, for each byte and the start of a "
             f"document; got {vocab_size}"
         )
+    if max_bytes is not None and max_bytes < 1:
+        raise InputError(f"--max_bytes must be at least 1; got {max_bytes}")
     if out.suffix != ".json":
         raise InputError(f"--out must be a .json file; got {str(out)!r}")
     if out.exists():
@@ -65,10 +79,24 @@ def train_tokenizer(
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(plan, max_bytes), trainer)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):  # before minutes of work
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    tokenizer.train_from_iterator(_pieces(plan, max_bytes), trainer)
     write_atomically(out, tokenizer.to_str(pretty=True))
     return tokenizer.get_vocab_size()
+
+
+def _pieces(plan: Plan, max_bytes: int | None) -> Iterator[str]:
+    """The texts, cut where a word is long."""
+    for text in _texts(plan, max_bytes):
+        at = 0
+        for word in _LONG_WORDS.finditer(text):
+            for stop in range(word.start() + LONGEST_WORD, word.end(), LONGEST_WORD):
+                yield text[at:stop]
+                at = stop
+        yield text[at:]
 
 
 def _texts(plan: Plan, max_bytes: int | None) -> Iterator[str]:
@@ -89,7 +117,7 @@ def main(arguments: list[str]) -> None:
     add("--source", required=True, help="as for t6jax.data.prepare")
     add("--subset", default="", help="as for t6jax.data.prepare")
     add("--text_key", default=TEXT_KEY, help="as for t6jax.data.prepare")
-    add("--out", required=True, type=pathlib.Path, help="the tokenizer.json to write")
+    add("--out", required=True, type=path_argument, help="the tokenizer.json to write")
     add(
         "--vocab_size",
         required=True,
@@ -102,6 +130,8 @@ def main(arguments: list[str]) -> None:
         help="how much text to train on, taken evenly from the source; all if not given",
     )
     args = parser.parse_args(arguments)
+    # the library does not return for Ctrl-C; nothing is written before the end
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     size = train_tokenizer(**vars(args))
     print(f"{size:,} tokens in {args.out}")
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from t6jax.config import DataConfig
 from t6jax.data.batches import ValidationBatches, validation_batches
 from t6jax.data.corpus import kept_path, load_corpus, run_tokenizer
-from t6jax.data.manifest import check_data, read_manifest
+from t6jax.data.manifest import check_data, read_manifest, validation_bytes_per_token
 from t6jax.data.shards import find_shards, write_shard
 from t6jax.data.sources import read_texts
 from t6jax.errors import InputError
@@ -143,7 +143,7 @@ def _other_data(
         manifest = read_manifest(path) and check_data(
             path, kept_path(workdir, config.tokenizer), vocab_size
         )
-        return path, manifest["val"]["bytes"] / manifest["val"]["tokens"] if manifest else None
+        return path, validation_bytes_per_token(manifest)
     tokenizer = run_tokenizer(workdir, config)
     texts = [*read_texts(data, config.text_key)]
     tokens = np.concatenate(

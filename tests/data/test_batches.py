@@ -248,6 +248,32 @@ def test_shards_without_checksums_are_read_without(folder):
     assert len(firsts(training_batches(folder, seed=0, **WINDOWS), 6)) == 6
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
+        ({"batch_size": -4}, "batch_size must be an integer of at least 1; got -4"),
+        ({"context_length": 0}, "context_length must be an integer of at least 1; got 0"),
+        ({"vocab_size": "9"}, "vocab_size must be an integer of at least 1; got '9'"),
+        ({"num_workers": -1}, "num_workers must be at least 0; got -1"),
+    ],
+)
+def test_counts_that_cannot_be_are_named(folder, options, message):
+    with pytest.raises(InputError, match=message):
+        training_batches(folder, seed=0, **WINDOWS | options)
+    if "num_workers" not in options:
+        with pytest.raises(InputError, match=message):
+            validation_batches(folder, **WINDOWS | options)
+    with pytest.raises(InputError, match="max_batches must be at least 1; got 0"):
+        validation_batches(folder, max_batches=0, **WINDOWS)
+
+
+@pytest.mark.parametrize("weight", ["1", 0, -1.0, float("nan"), float("inf"), None, True])
+def test_a_weight_that_is_no_share_is_named(folder, weight):
+    with pytest.raises(InputError, match="the weight of .* must be a number above 0; got"):
+        training_batches([(folder, 1.0), (folder, weight)], seed=0, **WINDOWS)
+
+
 def test_a_batch_that_the_processes_cannot_share_is_refused(folder):
     with pytest.raises(InputError, match="batch_size=4 must be a multiple of the 3 processes"):
         training_batches(folder, seed=0, process_index=0, process_count=3, **WINDOWS)

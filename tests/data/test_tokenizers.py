@@ -5,6 +5,7 @@ they are wrong.
 import base64
 import pathlib
 import random
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiktoken
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from t6jax import InputError
+from t6jax.data import tokenizers
 from t6jax.data.documents import documents
 from t6jax.data.tokenizers import (
     ByteTokenizer,
@@ -79,6 +81,22 @@ def test_gpt2_gives_tiktokens_tokens_on_hard_text(gpt2, reference):
         assert gpt2.decode(ids) == text.encode()
     for text in (" " * 200_000, "a" * 200_000, "\n" * 200_000, "日本語" * 50_000):
         assert gpt2.decode(gpt2.encode(text.encode())) == text.encode()
+
+
+def test_gpt2_encodes_long_white_space_apart_with_the_same_tokens(gpt2, reference, monkeypatch):
+    text = "page" + " " * 1_200_000 + "footer"
+    ids = gpt2.encode(text.encode())
+    assert gpt2.decode(ids) == text.encode() and len(ids) < 1_200_003
+    pattern = tokenizers._LONG_RUNS.pattern.replace(str(tokenizers.LONG_RUN), "3")
+    monkeypatch.setattr(tokenizers, "LONG_RUN", 3)
+    monkeypatch.setattr(tokenizers, "_LONG_RUNS", re.compile(pattern))
+    draw, apart = random.Random(0), 0
+    parts = [*" \n\t\u3000\xa0\x1c\x85", "    ", "\n\n\n", "\r\n", "a", "don't", "1", "!", "é"]
+    for _ in range(2000):
+        text = "".join(draw.choices(parts, k=draw.randint(1, 20)))
+        apart += tokenizers._LONG_RUNS.search(text) is not None
+        assert gpt2.encode(text.encode()).tolist() == reference.encode_ordinary(text), repr(text)
+    assert apart > 500
 
 
 def test_gpt2_is_known_by_its_ranks_and_starts_documents_with_endoftext(gpt2, tmp_path):
