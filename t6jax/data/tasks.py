@@ -127,9 +127,9 @@ class LocalExecutor(_InOrder):
 
     def run(self) -> None:
         """Raises the first error of a task; BrokenProcessPool if a process was killed."""
-        pool = ProcessPoolExecutor(
-            self._workers, get_context("forkserver"), initializer=_end_with_parent
-        )
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # imported once, not in every process
+        pool = ProcessPoolExecutor(self._workers, context, initializer=_end_with_parent)
         submit = lambda rank: pool.submit(self._run_for_rank, rank, 1)
         try:
             # one task more than there are processes, so that none of them waits
