@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from t6jax.checksums import ChecksumError, Hasher
 from t6jax.config import RunConfig, differences
+from t6jax.config.urls import without_secrets
 from t6jax.data.batches import Batches
 from t6jax.errors import InputError
 from t6jax.parallel import processes
@@ -37,7 +38,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, config: RunConfig):
         self._workdir, self._config = workdir, config
         self._saving = self._saved = None  # steps: that is being written, that was written last
-        self._path_class = _checksummed(config.to_dict())
+        self._path_class = _checksummed(without_secrets(config.to_dict()))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep,
             cleanup_tmp_directories=True,
