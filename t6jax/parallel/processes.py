@@ -5,6 +5,7 @@ stop and fail together.
 import atexit
 import contextlib
 import faulthandler
+import ipaddress
 import os
 import re
 import signal
@@ -60,18 +61,27 @@ def start(
             "give --coordinator, --num_processes and --process_id together, or none of them if a "
             "launcher starts the processes"
         )
-    if coordinator is not None:
-        _check_address(coordinator, here=process == 0)
+    listens = None
+    if coordinator is not None and processes is not None and process is not None:
+        if processes < 1 or not 0 <= process < processes:
+            raise InputError(
+                f"--process_id={process} must be from 0 to --num_processes - 1, and "
+                f"--num_processes={processes} at least 1"
+            )
+        listens = _check_address(coordinator, here=process == 0)
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     others = f"{processes} processes at {coordinator} as number {process}" if explicit else launched
     print(f"joining {others}", file=sys.stderr, flush=True)
+    if listens:
+        print(f"listening on {listens}", file=sys.stderr, flush=True)
     with _joined_in_time(others):
         try:
             jax.distributed.initialize(
                 coordinator,
                 processes,
                 process,
+                coordinator_bind_address=listens,
                 initialization_timeout=LONGEST_JOINING + 60,  # after our own timeout
                 heartbeat_timeout_seconds=dead_after,
                 shutdown_timeout_seconds=dead_after,
@@ -85,25 +95,55 @@ def start(
     _prepare_report()
 
 
-def _check_address(coordinator: str, *, here: bool) -> None:
-    """Raises InputError if coordinator is not HOST:PORT, or if it is `here` and its port is in
-    use.
+def _check_address(coordinator: str, *, here: bool) -> str | None:
+    """Where the coordinator listens, if it is `here`: at the address that HOST names, or on all
+    interfaces where HOST names none of this machine that others reach.
+
+    Raises:
+        InputError: coordinator is not HOST:PORT, or it is `here` and its port is in use.
     """
-    found = re.fullmatch(r".+:(\d{1,5})", coordinator)
-    if not found or not 1 <= int(found[1]) <= 65535:
+    found = re.fullmatch(r"(.+):(\d{1,5})", coordinator)
+    if not found or not 1 <= int(found[2]) <= 65535:
         raise InputError(
             f"--coordinator={coordinator!r} must be HOST:PORT of the first process, as node1:12345"
         )
-    if here:  # else XLA crashes
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                s.bind(("", int(found[1])))
-            except OSError as e:
-                raise InputError(
-                    f"--coordinator={coordinator}: this process cannot listen on port {found[1]} "
-                    f"({e.strerror}): give all processes another port"
-                ) from e
+    if not here:
+        return None
+    host, port = found[1], int(found[2])
+    address = _own_address(host.strip("[]"))
+    family = socket.AF_INET6 if address and ":" in address else socket.AF_INET
+    with socket.socket(family) as s:  # else XLA crashes
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((address or "", port))
+        except OSError as e:
+            raise InputError(
+                f"--coordinator={coordinator}: this process cannot listen on port {port} "
+                f"({e.strerror}): give all processes another port"
+            ) from e
+    if address is None:
+        return f"0.0.0.0:{port}"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _own_address(host: str) -> str | None:
+    """The address of this machine that a name stands for; None if there is none, as behind address
+    translation, or if it is the loopback that many systems give their own name, which others do
+    not reach.
+    """
+    try:
+        found = [info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return None
+    for address in map(str, found):
+        loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        if loopback and host != "localhost" and host != address:
+            continue
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with contextlib.suppress(OSError), socket.socket(family) as s:
+            s.bind((address, 0))
+            return address
+    return None
 
 
 @contextlib.contextmanager

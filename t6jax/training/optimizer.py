@@ -1,6 +1,7 @@
 """AdamW with warm-up and cosine decay (section J.1)."""
 
 import optax
+from jaxtyping import Array, Int
 
 from t6jax.config import OptimizerConfig
 
@@ -15,6 +16,15 @@ def learning_rate(config: OptimizerConfig, decay_steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, decay_steps, config.min_learning_rate
     )
+
+
+def applied_steps(opt_state: optax.OptState) -> Int[Array, ""]:
+    """The steps that an optimizer of `make_optimizer` has applied, which its schedule goes by.
+
+    Those that were skipped do not count.
+    """
+    of_schedule = lambda path, _: path[-1].tuple_name == optax.ScaleByScheduleState.__name__
+    return optax.tree.get(opt_state, "count", filtering=of_schedule)
 
 
 def make_optimizer(config: OptimizerConfig, decay_steps: int) -> optax.GradientTransformation:

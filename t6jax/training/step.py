@@ -18,7 +18,7 @@ from t6jax.model import T6, abstract, model_inputs
 from t6jax.parallel.mesh import batch_sharding, replicated
 from t6jax.parallel.prefetch import loop_prefetch_options
 from t6jax.parallel.sharded import ShardedModel
-from t6jax.training.optimizer import learning_rate, make_optimizer
+from t6jax.training.optimizer import applied_steps, learning_rate, make_optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -115,11 +115,11 @@ class Trainer:
         metrics = {
             "train_loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": self._schedule(state.step),
+            "learning_rate": self._schedule(applied_steps(state.opt_state)),
         }
         # a step whose numbers are not finite leaves parameters and optimizer as they were; where
         # fuses into their update
-        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
         keep = lambda new, old: jnp.where(finite, new, old)
         params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics

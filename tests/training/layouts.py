@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from configs import common
@@ -47,10 +48,10 @@ MECHANISMS = {
     "mha": {"num_heads": 5, "head_dim": 8},
     "mla": {"num_heads": 5, "head_dim": 8, "kv_rank": 12, "q_rank": 20, "rope_dim": 4},
     "gqa": {
-        "num_heads": 9,
+        "num_heads": 10,
         "head_dim": 8,
-        "num_kv_heads": 3,
-    },  # heads are split, and their groups are not
+        "num_kv_heads": 5,
+    },  # heads are split, and their groups are not: over 2 devices a group is on both
 }
 # What two models differ in whose compiled steps' memory is compared: layers with many parameters,
 # and few tokens (12 on a device); many logits.
@@ -169,7 +170,10 @@ def kept_of_layers() -> list[tuple[int, ...]]:
     )
 
 
-def run(case: tuple, states: dict) -> dict:
+def run(case: tuple, states: dict, gradients: dict) -> dict:
+    """What a case gives; gradients: of the first layout of each case, a single device's, which the
+    others' are held against.
+    """
     t = trainer(*case)
     name = case[0]
     if name not in states:  # the same for all layouts
@@ -191,6 +195,10 @@ def run(case: tuple, states: dict) -> dict:
     for batch in rows:
         state, metrics = compiled(state, batch)
         losses.append(float(metrics["train_loss"]))
+        if len(losses) == 1:  # Adam's first moment is the clipped gradient's tenth
+            gradient = jax.tree.map(np.asarray, optax.tree.get(state.opt_state, "mu"))
+    single = gradients.setdefault((case[0], *case[2:]), gradient)
+    off = jax.tree.map(lambda g, w: float(np.abs(g - w).max() / np.abs(w).max()), gradient, single)
     sums = []
     if case[2]:  # the validation's, of some of the rows
         mask = jax.device_put((np.arange(ROWS) % 3 > 0).astype(np.float32), t.batch_sharding)
@@ -199,6 +207,7 @@ def run(case: tuple, states: dict) -> dict:
         "case": case,
         "losses": losses,
         "validation": sums,
+        "gradient_off": max(jax.tree.leaves(off)),
         "collectives": [(c.kind, c.shapes, c.times) for c in collectives(compiled)],
         "written": [
             (kind, axes, *numbers)
@@ -213,7 +222,8 @@ def run(case: tuple, states: dict) -> dict:
 
 if __name__ == "__main__":
     starts: dict = {}
+    first: dict = {}
     for case in ALL_CASES if "--all" in sys.argv else CASES:
-        print(json.dumps(run(case, starts)), flush=True)
+        print(json.dumps(run(case, starts, first)), flush=True)
     print(json.dumps([growth(*what) for what in (ALL_GROWING if "--all" in sys.argv else GROWING)]))
     print(json.dumps(kept_of_layers()))

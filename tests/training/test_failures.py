@@ -3,6 +3,7 @@ steps is written.
 """
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from t6jax.config import RunConfig
 from t6jax.parallel.mesh import make_mesh
 from t6jax.runs import checkpoint_steps
 from t6jax.training import loop
-from t6jax.training.failures import out_of_memory
+from t6jax.training.failures import NonFiniteSteps, out_of_memory
 from t6jax.training.step import Trainer
 
 
@@ -44,19 +45,67 @@ def poisoned(monkeypatch):
     return poison
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_step(run_config, poisoned):
-    poisoned({1})
+GOOD, BAD = np.zeros((4, 17), np.int32), np.ones((4, 17), np.int32)
+
+
+def simple_trainer(run_config: dict, what: str) -> Trainer:
+    """A trainer whose gradient is 1 everywhere; for BAD batches the loss, or one number of the
+    gradient, is not finite, the other is.
+    """
+    run_config["model"]["num_layers"] = 1
     t = Trainer(RunConfig.from_dict(run_config), make_mesh(run_config["mesh"]))
-    tokens = np.random.default_rng(0).integers(0, 257, (4, 17)).astype(np.int32)
+
+    def loss_and_grads(params, windows):
+        bad = windows[0, 0] > 0
+        grads = jax.tree.map(jnp.ones_like, params)
+        if what == "gradient":
+            last = grads["embedding"].at[-1, -1].add(jnp.where(bad, jnp.inf, 0.0))
+            grads["embedding"] = last
+        return jnp.where(bad & (what == "loss"), jnp.nan, 1.0), grads
+
+    t._loss_and_grads = loss_and_grads
+    return t
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step(run_config, what):
+    t = simple_trainer(run_config, what)
     host = lambda state: jax.tree.map(np.array, (state.params, state.opt_state))
-    state, _ = t.step(t.create(jax.random.key(0)), tokens)
+    state, _ = t.step(t.create(jax.random.key(0)), GOOD)
     before = host(state)
-    state, metrics = t.step(state, tokens)
-    assert np.isnan(metrics["train_loss"]) and int(state.step) == 2
+    state, metrics = t.step(state, BAD)
+    assert np.isfinite(metrics["train_loss"]) == (what == "gradient") and int(state.step) == 2
+    assert np.isfinite(metrics["grad_norm"]) == (what == "loss")
     jax.tree.map(np.testing.assert_array_equal, host(state), before)
-    state, metrics = t.step(state, tokens)
-    assert np.isfinite(metrics["train_loss"])
-    assert not np.array_equal(state.params["embedding"], before[0]["embedding"])
+    state, metrics = t.step(state, GOOD)
+    # The second step that is applied, at half the warm-up. Adam moves what has the same gradient
+    # twice by the learning rate, and the decay adds a tenth of the parameter.
+    rate = float(metrics["learning_rate"])
+    assert rate == pytest.approx(1e-2 / 2)
+    was = before[0]["embedding"]
+    moved = was - np.asarray(state.params["embedding"])
+    np.testing.assert_allclose(moved, rate * (1 + 0.1 * was), rtol=1e-3)
+
+
+def test_a_learning_rate_that_is_not_finite_is_not_applied(run_config, monkeypatch):
+    monkeypatch.setattr("t6jax.training.step.learning_rate", lambda *_: lambda count: jnp.inf)
+    t = simple_trainer(run_config, "")
+    state = t.create(jax.random.key(0))
+    before = np.array(state.params["embedding"])
+    state, _ = t.step(t.step(state, GOOD)[0], GOOD)
+    np.testing.assert_array_equal(state.params["embedding"], before)
+
+
+@pytest.mark.parametrize("name", ["train_loss", "grad_norm"])
+def test_each_number_that_is_not_finite_counts_alone(name):
+    steps = NonFiniteSteps(2, 4)
+    values = {"train_loss": 1.0, "grad_norm": 1.0}
+    assert steps.event(1, values) is None
+    for number, bad in enumerate((math.inf, math.nan), 1):
+        assert steps.event(1, values | {name: bad})["in_a_row"] == number
+    with pytest.raises(InputError, match="not finite in 2 steps in a row"):
+        steps.stop_at_limit(3, None)
+    assert steps.event(1, values) is None and steps.in_a_row == 0
 
 
 def test_a_run_goes_on_past_such_steps_until_there_are_too_many_in_a_row(
