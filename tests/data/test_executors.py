@@ -21,7 +21,7 @@ from t6jax.data.tokenized import TOKENIZED
 from tests.data import corpora
 
 pytestmark = pytest.mark.slow
-SMALL = {"shard_tokens": 10_000, "unit_bytes": 80_000}
+SMALL = {"shard_tokens": 10_000, "unit_bytes": 110_000}
 COMMANDS = {
     "sbatch": """
 script=$(mktemp); cp "${@: -1}" $script
@@ -118,7 +118,9 @@ def test_cancelled_tasks_are_told_and_the_same_command_goes_on(cluster, source, 
 
 def cancel(work: pathlib.Path) -> None:
     """Interrupts as a user does, once a unit is tokenized."""
+    deadline = time.monotonic() + 60
     while not list((work / TOKENIZED).glob("*.npz")):
+        assert time.monotonic() < deadline, "no unit is tokenized after a minute"
         time.sleep(0.01)
     name = re.search(r"--job-name=(\S+)", (work / "datatrove" / "launch_script.slurm").read_text())[
         1

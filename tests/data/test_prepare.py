@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from t6jax import InputError
+from t6jax.command_line import exit_status
 from t6jax.data import prepare as prepare_module
 from t6jax.data import sealed_json, tokenized
 from t6jax.data import shards as shards_module
 from t6jax.data.documents import documents, split
 from t6jax.data.manifest import MANIFEST, check_data, read_manifest
-from t6jax.data.prepare import prepare
+from t6jax.data.prepare import main, prepare
 from t6jax.data.shards import find_shards, open_shard
 from t6jax.data.tokenizers import ByteTokenizer
 from t6jax.files import exclusive_lock, write_atomically
@@ -286,24 +287,24 @@ def larger(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_at_random_points_it_makes_the_bytes_of_an_unbroken_run(larger, tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.exhaustive)])
+def test_killed_at_random_points_it_makes_the_bytes_of_an_unbroken_run(larger, tmp_path, count):
     source, whole = larger
     seed = time.time_ns()
     print(f"seed {seed}")
     draw, out = random.Random(seed), tmp_path / "out"
     shards = lambda: len([*tmp_path.glob("out.partial/*.bin")])
     kills = 0
-    for share in sorted(draw.uniform(0, 0.9) for _ in range(5)):
+    for share in sorted(draw.uniform(0, 0.9) for _ in range(count)):
         process = subprocess.Popen(
             command(source, out), **process_options(), stdout=subprocess.DEVNULL
         )
-        while process.poll() is None and shards() < share * (len(whole) / 2):
-            time.sleep(0.001)
+        wait_until(lambda share=share: shards() >= share * (len(whole) / 2), process)
         time.sleep(draw.uniform(0, 0.05))
         kills += process.poll() is None
         process.kill()
         process.wait()
-    assert kills == 5, "it was done before it was killed"
+    assert kills == count, "it was done before it was killed"
     done = subprocess.run(
         command(source, out), **process_options(), capture_output=True, check=False
     )
@@ -319,8 +320,8 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(larger, tmp_pat
     process = subprocess.Popen(
         command(source, tmp_path / "out"), **process_options(), stderr=subprocess.PIPE
     )
-    while len([*tmp_path.glob("out.partial/*.bin")]) < 3:
-        time.sleep(0.005)
+    shards = lambda: len([*tmp_path.glob("out.partial/*.bin")])
+    wait_until(lambda: shards() >= 3, process)
     os.kill(descendants(process.pid)[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in error
@@ -328,9 +329,8 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(larger, tmp_pat
     process = subprocess.Popen(
         command(source, tmp_path / "out"), **process_options(), stdout=subprocess.DEVNULL
     )
-    before = len([*tmp_path.glob("out.partial/*.bin")])
-    while len([*tmp_path.glob("out.partial/*.bin")]) == before:
-        time.sleep(0.005)
+    before = shards()
+    wait_until(lambda: shards() != before, process)
     workers = descendants(process.pid)
     assert len(workers) >= 3
     process.kill()
@@ -343,6 +343,14 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(larger, tmp_pat
         command(source, tmp_path / "out"), **process_options(), capture_output=True, check=True
     )
     assert corpora.content(tmp_path / "out") == whole
+
+
+def wait_until(condition, process) -> None:
+    """Waits, for a minute at most, until the condition holds or the process has ended."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not condition():
+        assert time.monotonic() < deadline, "it has come no further for a minute"
+        time.sleep(0.002)
 
 
 def descendants(pid: int) -> list[int]:
@@ -362,7 +370,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_mistakes_on_the_command_line_end_in_one_sentence(tmp_path):
+def test_mistakes_on_the_command_line_end_in_one_sentence(tmp_path, capsys):
     for flags, message in (
         (
             ["--source=nowhere", f"--out={tmp_path}/out", "--tokenizer=bytes"],
@@ -374,6 +382,8 @@ def test_mistakes_on_the_command_line_end_in_one_sentence(tmp_path):
         ),
         (["--source=t6jax"], "the following arguments are required: --out"),
     ):
-        run = [sys.executable, "-m", "t6jax.data.prepare", *flags]
-        done = subprocess.run(run, **process_options(), capture_output=True, check=False)
-        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+        assert exit_status(lambda flags=flags: main(flags)) == 1
+        assert message in capsys.readouterr().err
+    run = [sys.executable, "-m", "t6jax.data.prepare", "--source=t6jax"]
+    done = subprocess.run(run, **process_options(), capture_output=True, check=False)
+    assert done.returncode == 1 and done.stderr == "error: " + message + "\n"
