@@ -160,6 +160,13 @@ def test_factor_maps_start_within_xaviers_bound(name, init):
         assert 0.95 * square**0.5 < largest <= square**0.5
 
 
+def test_the_dense_queries_of_tpa_kvonly_start_within_xaviers_bound():
+    config = case("tpa_kvonly", num_heads=8, head_dim=16)
+    largest = np.abs(start(config).w_q[...]).max()
+    bound = (6 / (D_MODEL + 8 * 16)) ** 0.5
+    assert 0.95 * bound < largest <= bound
+
+
 @pytest.mark.parametrize(("name", "key"), [("tpa_nonctx_a", "w_a_k"), ("tpa_nonctx_b", "w_b_k")])
 def test_non_contextual_factors_start_with_the_variance_of_contextual_ones(name, key):
     sizes = {"num_heads": 64, "head_dim": 64, "rank_k": 8}

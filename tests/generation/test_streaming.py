@@ -80,6 +80,11 @@ def test_temperature_and_top_p_reach_every_token(model):
     assert generate(model, PROMPTS, 20, temperature=1.0, top_p=0.5) != greedy
     assert generate(model, PROMPTS, 20, temperature=1e-6) == greedy
     assert generate(model, PROMPTS, 20, temperature=1.0, top_p=1e-6) == greedy
+    # the first token is drawn by another program than the others
+    first = [row[:1] for row in greedy]
+    draw = lambda **options: [generate(model, PROMPTS, 1, seed=n, **options) for n in range(3)]
+    assert draw(temperature=1e-6) == draw(temperature=1.0, top_p=1e-6) == [first] * 3
+    assert draw(temperature=1.0, top_p=0.5) != [first] * 3
 
 
 def test_every_token_is_drawn_anew_and_below_the_vocabulary_size(model):
@@ -123,6 +128,14 @@ def test_draws_follow_the_distribution_asked_for(sampling, probabilities):
     # five standard deviations of a frequency over 4000 draws
     bound = 5 * np.sqrt(np.array(probabilities) * (1 - np.array(probabilities)) / 4000)
     assert np.all(np.abs(got - probabilities) <= bound)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45])
+def test_logits_of_any_size_stay_apart_however_cold(temperature):
+    """Divided by the temperature alone, more than one of them would be infinite."""
+    np.testing.assert_array_equal(
+        frequencies(Sampling(temperature), [40.0, 90.0, -90.0, 60.0], 50), [0, 1, 0, 0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ FAULTS = (
             (
                 "math.sqrt(6 / (d_model + config.num_heads * config.head_dim))",
                 "math.sqrt(6 / d_model)",
-                (f"{PAPER}::test_output_projections_start_at_zero_and_norms_at_one",),
+                (f"{PAPER}::test_the_dense_queries_of_tpa_kvonly_start_within_xaviers_bound",),
             ),
         ),
     ),

@@ -22,6 +22,7 @@ FAULTS = (
             (
                 "logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature",
                 "logits = logits / temperature",
+                (f"{STREAM}::test_logits_of_any_size_stay_apart_however_cold",),
             ),
             ("jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny)", "temperature"),
             ("logits = jnp.where(excluded, -jnp.inf, logits)\n        if 0 <", "if 0 <"),
@@ -79,11 +80,6 @@ FAULTS = (
             ),
             ("lengths = state.lengths + 1", "lengths = state.lengths", (GREEDY,)),
             ("rows.append(row[:stop])", "rows.append(row[: stop and stop + 1])", (STOPS,)),
-            (
-                "done = state.done | _is_stop(tokens, stops)",
-                "done = _is_stop(tokens, stops)",
-                (STOPS,),
-            ),
             ("finished[i] |= stop is not None", "finished[i] = False", (STOPS,)),
             (
                 "if len(ids) + max_new_tokens > room:",
