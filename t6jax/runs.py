@@ -71,7 +71,7 @@ def locate(ckpt: str | pathlib.Path) -> tuple[pathlib.Path, list[int]]:
     if not isinstance(ckpt, str | os.PathLike):
         raise InputError(f"a checkpoint is named by the path of its run or step; got {ckpt!r}")
     path = pathlib.Path(ckpt)
-    if path.parent.name == CHECKPOINTS and path.name.isdigit():
+    if path.parent.name == CHECKPOINTS and _is_step(path.name):
         if not path.is_dir():
             raise InputError(f"{path}: there is no such checkpoint")
         return path.parent.parent, [int(path.name)]
@@ -100,8 +100,13 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     # Orbax writes a step under a temporary name, which is no number, and renames it when it is
     # whole
     return sorted(
-        (int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True
+        (int(p.name) for p in folder.iterdir() if p.is_dir() and _is_step(p.name)), reverse=True
     )
+
+
+def _is_step(name: str) -> bool:
+    """Whether a folder's name is a step as Orbax writes it: "007" and "²" are numbers, and none."""
+    return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 def write_checksums(folder: pathlib.Path, config: Mapping[str, Any]) -> None:

@@ -141,7 +141,13 @@ class Checkpoints:
                     folder / f"{step}.unreadable{n}"
                     for n in ("", *(f".{i}" for i in range(2, 1000)))
                 )
-                (folder / str(step)).rename(next(name for name in names if not name.exists()))
+                try:
+                    (folder / str(step)).rename(next(name for name in names if not name.exists()))
+                except OSError as e:
+                    raise InputError(
+                        f"{folder / str(step)} is damaged and cannot be renamed ({e.strerror}): "
+                        "move it away"
+                    ) from e
 
         processes.on_first_process("set aside", set_aside)
         self._manager.reload()

@@ -117,6 +117,26 @@ def test_a_renamed_step_is_refused(workdir):
         assert restore(workdir)[0] == 3
 
 
+def test_folders_that_are_no_steps_are_left_alone(workdir):
+    for name in ("007", "²", "-1", "6.unreadable", "x"):
+        (workdir / CHECKPOINTS / name).mkdir()
+    (workdir / CHECKPOINTS / "9").touch()
+    assert checkpoint_steps(workdir) == [6, 3]
+
+
+def test_a_damaged_step_that_cannot_be_set_aside_is_named(workdir, monkeypatch):
+    def fail(*_):
+        raise OSError(30, "Read-only file system")
+
+    (workdir / CHECKPOINTS / "6" / NAME).write_text("")
+    monkeypatch.setattr("pathlib.Path.rename", fail)
+    with (
+        pytest.warns(UserWarning, match="6 is damaged"),
+        pytest.raises(InputError, match=r"6 is damaged and cannot be renamed \(Read-only"),
+    ):
+        restore(workdir)
+
+
 def test_a_step_whose_parts_count_other_steps_is_refused_even_without_checksums(workdir):
     folder = workdir / CHECKPOINTS
     for path in folder.rglob(NAME):
