@@ -78,9 +78,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         InputError: the file cannot be read, or holds anything else.
     """
     try:
-        values = json.loads(path.read_bytes())
-    except OSError as e:
-        raise InputError(f"{path} cannot be read: {e.strerror}") from e
+        values = json.loads(read_regular(path))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as e:  # RecursionError: nested too deep
         raise InputError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(values, dict):

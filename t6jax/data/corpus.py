@@ -182,11 +182,11 @@ def _entries(workdir: pathlib.Path, data: DataConfig) -> list[_Entry]:
     Without a path, the folder is in the run's directory.
     """
     if not data.mixture:
-        folder = pathlib.Path(data.path) if data.path else workdir / "data"
+        folder = pathlib.Path(data.path).expanduser() if data.path else workdir / "data"
         return [_Entry(folder, data.source, data.text_key, 1.0)]
     return [
         _Entry(
-            pathlib.Path(entry.path) if entry.path else workdir / "data" / name,
+            pathlib.Path(entry.path).expanduser() if entry.path else workdir / "data" / name,
             entry.source,
             entry.text_key,
             entry.weight,

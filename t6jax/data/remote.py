@@ -116,6 +116,8 @@ def reading(folder: str, path: str = "") -> Iterator[None]:
         # each remote file system has its own errors
         if is_remote(folder) and not isinstance(e, MemoryError):
             raise _remote_error(name, e) from e
+        if isinstance(e, PermissionError | FileNotFoundError | IsADirectoryError):
+            raise InputError(f"{name} cannot be read ({e.strerror}): check it") from e
         if isinstance(e, (pa.ArrowException, OSError, EOFError)):
             raise InputError(
                 f"{name} cannot be read to its end ({_brief(e)}): download it again"

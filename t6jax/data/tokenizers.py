@@ -17,7 +17,7 @@ import numpy as np
 from t6jax.data.tokenizer_json import for_encoding
 from t6jax.errors import InputError
 from t6jax.extras import needs
-from t6jax.files import write_atomically
+from t6jax.files import read_regular, write_atomically
 
 # the file that a folder of shards, or a run, keeps its tokenizer in
 TIKTOKEN_FILE, JSON_FILE = "tokenizer.tiktoken", "tokenizer.json"
@@ -164,7 +164,7 @@ class JsonTokenizer:
             from tokenizers import Tokenizer, decoders, pre_tokenizers
 
         self.name = name
-        self._data = path.read_bytes()
+        self._data = read_regular(path)
         self.hash = hashlib.sha256(self._data).hexdigest()
         try:
             self._tokenizer = Tokenizer.from_buffer(self._data)
@@ -180,13 +180,13 @@ class JsonTokenizer:
             self._encoder = Tokenizer.from_str(json.dumps(wanted))
         self._encoder.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
         starts = [vocabulary[t] for t in DOCUMENT_STARTS if t in vocabulary]
         if not starts:
             raise InputError(
                 f"{path} has no token that starts a document: it needs one of "
                 f"{', '.join(DOCUMENT_STARTS)}"
             )
+        self.vocab_size = max(vocabulary.values()) + 1
         self.document_start = starts[0]
         # Tokens for single bytes. The library's decoder makes U+FFFD of bytes that spell none,
         # and of the characters beside them; so it is given a character for each byte.
@@ -297,8 +297,9 @@ def _fetch_gpt2() -> dict[bytes, int]:
 
 
 def _read_ranks(path: pathlib.Path) -> dict[bytes, int]:
+    data = read_regular(path)
     try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        lines = [line.split() for line in data.splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except ValueError as e:
         raise InputError(

@@ -47,6 +47,16 @@ def test_a_source_is_prepared_once(texts, tmp_path):
     assert str(corpus) == str(tmp_path / "data")
 
 
+def test_a_path_may_begin_at_the_home_folder(texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare(str(texts), tmp_path / "shards", "bytes", 0.2)
+    data = dataclasses.replace(DATA, path="~/shards")
+    prepare_missing(tmp_path / "run", data, silent)
+    assert load_corpus(tmp_path / "run", data, 257).sources == [(tmp_path / "shards", 1.0)]
+    mixed = with_mixture({"a": {"path": "~/shards"}})
+    assert load_corpus(tmp_path / "run", mixed, 257).sources == [(tmp_path / "shards", 1.0)]
+
+
 def test_a_mixtures_sources_are_prepared_under_their_names(texts, tmp_path):
     prepare(str(ROOT / "configs"), tmp_path / "configs", "bytes", 0.2)
     mixture = {

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from t6jax import InputError
-from t6jax.data import remote
+from t6jax.data import records, remote
 from t6jax.data.documents import documents as documents_in
 from t6jax.data.listing import kind_of
 from t6jax.data.sources import Plan, make_plan, read_texts, read_unit
@@ -267,6 +267,23 @@ def test_messages_and_names_hide_what_opens_a_url():
     with pytest.raises(InputError) as error, remote.reading(url):
         raise RuntimeError(f"403 for url='{url}' in {url}")
     assert not any(secret in str(error.value) for secret in ("me:", "word", "sig", "abc"))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, name):
+    write = write_parquet if name.endswith("parquet") else write_jsonl
+    write(tmp_path / name, ["x"] * 9)
+    plan = plan_of(tmp_path / name) if name != "a.txt" else None
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied", str(tmp_path / name))
+
+    records._metadata_of_last.cache_clear()
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("datatrove.io.DataFolder.open", refuse)
+    with pytest.raises(InputError, match=rf"{name} cannot be read \(Permission denied\): check"):
+        read(plan if plan else plan_of(tmp_path / name))
 
 
 def test_files_that_change_while_they_are_read_are_named(tmp_path):

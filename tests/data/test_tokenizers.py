@@ -261,6 +261,11 @@ def test_no_text_spells_a_control_token(tmp_path, make):
         ("no.tiktoken", None, "no.tiktoken': there is no such file"),
         ("a.tiktoken", b"???? 1\n", "a.tiktoken is no .tiktoken file"),
         ("a.tiktoken", b"IQ== 0\n", "a.tiktoken is incomplete"),
+        (
+            "a.json",
+            Tokenizer(models.BPE()).to_str().encode(),
+            "a.json has no token that starts a document: it needs one of",
+        ),
         ("a.json", b"{", "a.json is no tokenizer.json that the tokenizers library reads"),
     ],
 )
