@@ -31,8 +31,9 @@ FAULTS = (
                 "functools.partial(_loss, document_start=None)",
             ),
             (
+                '"learning_rate": self._schedule(applied_steps(state.opt_state)),',
                 '"learning_rate": self._schedule(state.step),',
-                '"learning_rate": self._schedule(state.step + 1),',
+                (FAILURES,),
             ),
             ('"grad_norm": optax.tree.norm(grads),', '"grad_norm": optax.tree.norm(updates),'),
             (
@@ -41,7 +42,7 @@ FAULTS = (
                 (FAILURES,),
             ),
             (
-                'jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])',
+                "jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))",
                 "jnp.isfinite(loss)",
                 (FAILURES,),
             ),

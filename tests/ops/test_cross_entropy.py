@@ -27,7 +27,9 @@ def test_loss_and_gradients_are_those_of_the_textbook_formula(slices):
 
 
 def test_the_table_s_gradient_is_summed_in_its_own_precision():
-    """A float32 table under bfloat16 hidden states: nothing of 4096 equal terms is lost."""
-    x, table = jnp.ones((1, 4096, 1), jnp.bfloat16), jnp.zeros((2, 1), jnp.float32)
-    grad = jax.grad(mean_cross_entropy, argnums=1)(x, table, jnp.zeros((1, 4096), jnp.int32), 2)
+    """A float32 table under bfloat16 hidden states: nothing of 4098 equal terms is lost, of whose
+    two slices' sums, 1024.5, bfloat16 holds none.
+    """
+    x, table = jnp.ones((1, 4098, 1), jnp.bfloat16), jnp.zeros((2, 1), jnp.float32)
+    grad = jax.grad(mean_cross_entropy, argnums=1)(x, table, jnp.zeros((1, 4098), jnp.int32), 2)
     np.testing.assert_array_equal(grad, [[-0.5], [0.5]])
