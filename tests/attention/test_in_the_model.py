@@ -34,7 +34,16 @@ def small_model(name: str, **settings) -> T6:
     )
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+# each time: those whose caches hold the most different things. test_decode_equals_forward has all
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("tpa", "tpa_nonctx_b", "mla", "gqa")
+        else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in MECHANISMS
+    ],
+)
 def test_generation_is_the_full_forwards_likeliest_token_each_time(name):
     model = small_model(name)
     forward = jax.jit(lambda model, tokens: model(tokens))
@@ -69,7 +78,10 @@ def test_prefill_and_extend_work_in_place_on_donated_caches(name):
     np.testing.assert_array_equal(*first)
 
 
-@pytest.mark.parametrize("name", ["tpa_nonctx_b", "tpa_order3", "mla"])
+# tests/parallel/test_remat.py counts what each mechanism makes again
+@pytest.mark.parametrize(
+    "name", ["tpa_nonctx_b", pytest.param("tpa_order3", marks=pytest.mark.exhaustive), "mla"]
+)
 def test_remat_changes_no_gradient(name):
     tokens = jnp.arange(12).reshape(2, 6) % 17
     grads = []

@@ -78,6 +78,7 @@ def test_rows_hold_all_and_no_more_than_their_length(sizes, length):
     assert sum(2 * sum(sizes[i] for i in row) <= length for row in rows) <= 1
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_a_context_is_stored_once_for_all_its_answers():
     random = np.random.default_rng(0)
     draw = lambda n: random.integers(0, 50000, n).tolist()
@@ -94,6 +95,8 @@ def test_a_context_is_stored_once_for_all_its_answers():
     assert once < 0.45 * sum(len(r.context) + len(r.continuation) - 1 for r in requests)
 
 
+# whose checks would look at each token again and again
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_a_mixed_evaluation_takes_a_handful_of_lengths(monkeypatch):
     monkeypatch.setattr(packing, "BATCHES_PER_LENGTH", 2)
     random = np.random.default_rng(0)

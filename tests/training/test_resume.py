@@ -248,7 +248,7 @@ def assert_says_that_another_has_gone(output: str) -> None:
     ), output
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_where_a_process_gives_no_sign_of_life_the_other_ends_with_a_sentence(tmp_path, stopped):
     two = start_together(tmp_path, 2, "--config.mesh.data=2")
     wait_for_step(tmp_path, two[0], 3)

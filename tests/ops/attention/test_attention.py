@@ -29,6 +29,7 @@ class TestXLAInBfloat16(AttentionTests):
     dtype = jnp.bfloat16
 
 
+@pytest.mark.exhaustive  # which implementation it is, the tests below say
 class TestTheDefaultOnACPU(AttentionTests):
     implementation = None
     dtype = jnp.bfloat16
