@@ -67,9 +67,12 @@ def floats(name: str, value: Any) -> Any:
 
 
 def integers(name: str, value: Any, length: int) -> jax.Array:
-    """An array [length] of int32 from an array or a list of integers, each of which int32 holds."""
+    """An array [length] of int32 from an array or a list of integers, each of which int32 holds.
+
+    An array of JAX stays where it is; only of wider types are the numbers looked at.
+    """
     try:
-        found = value if isinstance(value, Tracer) else np.asarray(value)
+        found = value if isinstance(value, jax.Array) else np.asarray(value)
         found = jnp.stack(value) if found.dtype == object else found  # a list with traced numbers
     except (TypeError, ValueError):
         raise InputError(
@@ -77,8 +80,9 @@ def integers(name: str, value: Any, length: int) -> jax.Array:
         ) from None
     if found.shape != (length,) or not jnp.issubdtype(found.dtype, jnp.integer):
         raise InputError(f"{name} must be integers of shape [{length}], got {shown(found)}")
-    if not isinstance(found, Tracer) and found.size:
-        limits = np.iinfo(np.int32)
-        if not limits.min <= found.min() <= found.max() <= limits.max:
-            raise InputError(f"{name} must be integers of 32 bits; got {shown(value)}")
+    limits, own = jnp.iinfo(jnp.int32), jnp.iinfo(found.dtype)
+    is_wider = own.min < limits.min or own.max > limits.max
+    known = is_wider and found.size and not isinstance(found, Tracer)
+    if known and not limits.min <= found.min() <= found.max() <= limits.max:
+        raise InputError(f"{name} must be integers of 32 bits; got {shown(value)}")
     return jnp.asarray(found, jnp.int32)

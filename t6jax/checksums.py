@@ -4,7 +4,6 @@ what was written.
 
 import concurrent.futures
 import dataclasses
-import json
 import os
 import pathlib
 import threading
@@ -12,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from t6jax.files import write_atomically
+from t6jax.sealed_json import unsealed, write_sealed
 
 NAME = "checksums.json"
 BLOCK = 1 << 24  # bytes that each checksum covers
@@ -45,23 +44,16 @@ class Checksums:
         path = folder / NAME
         if not path.exists():
             return None
+        data = path.read_bytes()
         try:
-            values = json.loads(path.read_bytes())
-            content = values["content"]
-            whole = values["crc32"] == zlib.crc32(_bytes(content))
-            files = {name: (size, sums) for name, (size, sums) in content["files"].items()}
-            found = cls(content["about"], files)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise ChecksumError(f"{NAME} is damaged") from e
-        if not whole:
-            raise ChecksumError(f"{NAME} is damaged")
-        return found
+            values = unsealed(data)
+        except ValueError as e:
+            raise ChecksumError(f"{NAME} {e}") from e
+        return cls(values["about"], {name: tuple(file) for name, file in values["files"].items()})
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes them into the folder, with a checksum of their own."""
-        content = {"about": self.about, "files": self.files}
-        values = {"crc32": zlib.crc32(_bytes(content)), "content": content}
-        write_atomically(folder / NAME, json.dumps(values) + "\n")
+        write_sealed(folder / NAME, {"about": self.about, "files": self.files})
 
     def verify(
         self,
@@ -188,7 +180,3 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _state(path: pathlib.Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _bytes(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()

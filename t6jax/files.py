@@ -77,14 +77,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or holds anything else.
     """
+    data = read_regular(path)
     try:
-        values = json.loads(read_regular(path))
-    except InputError:
-        raise
+        return json_object(data)
+    except ValueError as e:
+        raise InputError(f"{path} {e}") from e
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that a file's bytes hold. Raises ValueError, which says what is wrong."""
+    try:
+        values = json.loads(data)
     except (ValueError, RecursionError) as e:  # RecursionError: nested too deep
-        raise InputError(f"{path} is not valid JSON: {e}") from e
+        raise ValueError(f"is not valid JSON: {e}") from e
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")
+        raise ValueError(f"must hold a JSON object, not {type(values).__name__}")
     return values
 
 

@@ -94,7 +94,7 @@ class T6(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         if not isinstance(config, ModelConfig):
             raise InputError(
-                f"T6 takes a ModelConfig (ModelConfig.from_dict makes one); {config!r}"
+                f"T6 takes a ModelConfig (ModelConfig.from_dict makes one); got {config!r}"
             )
         self.config = config
         shape = (config.vocab_size, config.d_model)

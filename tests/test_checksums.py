@@ -69,12 +69,14 @@ def test_another_length_and_a_missing_file_are_noticed(folder, damage):
 def test_swapped_files_and_edited_contents_of_the_checksums_are_noticed(folder):
     values = json.loads((folder / NAME).read_text())
     for edit in ({"about": {"step": 4}}, {"files": {}}):
-        (folder / NAME).write_text(json.dumps(values | {"content": values["content"] | edit}))
+        (folder / NAME).write_text(json.dumps(values | edit))
         with pytest.raises(ChecksumError, match=f"{NAME} is damaged"):
             Checksums.read(folder)
     for text in (b"", b"[]", b"{}", b"\xff", b"5", b"[" * 100_000):
         (folder / NAME).write_bytes(text)
-        with pytest.raises(ChecksumError, match=f"{NAME} is damaged"):
+        with pytest.raises(
+            ChecksumError, match=f"{NAME} (is damaged|is not valid JSON|must hold a JSON object)"
+        ):
             Checksums.read(folder)
 
 

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 FLOORS = (
     ("pallas_kernels", "t6jax.errors", "t6jax._version"),
     ("t6jax.command_line", "t6jax.extras", "t6jax.fields", "t6jax.files"),
-    ("t6jax.arguments",),
+    ("t6jax.arguments", "t6jax.sealed_json"),
     ("t6jax.checksums", "t6jax.ops"),
     ("t6jax.parallel",),
     ("t6jax.layers",),

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.attention import gradient
 from pallas_kernels.attention.chunks import Chunks
 from pallas_kernels.attention.gradient import ArrayLike
-from pallas_kernels.attention.tiles import DIM, PRODUCT, TILED
+from pallas_kernels.attention.tiles import COMPILER_PARAMS, DIM, PRODUCT, TILED
 from pallas_kernels.batching import row_wise
 from pallas_kernels.hopper import score_tiles, votes
 from pallas_kernels.hopper.layouts import ROW, ROWS, WGMMA
@@ -305,11 +305,6 @@ def _kernel(operands, scale, sms):
         grid_names=("cta",),
         num_threads=GROUPS + 1,
         thread_name="warpgroup",
-        # the rings and commit_smem order stores to shared memory; see gradient_kernel.py
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True,
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-        ),
+        compiler_params=COMPILER_PARAMS,
         kernel_name="attention_forward",
     )(*operands)

@@ -41,7 +41,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.chunks import Chunks
 from pallas_kernels.attention.cta_groups import CtaGroup
-from pallas_kernels.attention.tiles import BLOCK, DIM, PRODUCT, TILED
+from pallas_kernels.attention.tiles import BLOCK, COMPILER_PARAMS, DIM, PRODUCT, TILED
 from pallas_kernels.hopper import fences, register_order, votes
 from pallas_kernels.hopper.layouts import COL, ROWS, WGMMA
 
@@ -219,14 +219,7 @@ def gradient_kernel(
         grid_names=("cta",),
         num_threads=4,
         thread_name="warpgroup",
-        # Pallas's own barriers around every store to shared memory are not needed: the rings order
-        # the stores and, where a warpgroup reuses a buffer of its own, so do commit_smem and
-        # wait_smem_to_gmem, which are barriers of a warpgroup
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True,
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-        ),
+        compiler_params=COMPILER_PARAMS,
         kernel_name="attention_gradient",
     )(*operands)
     return dq, dk, dv

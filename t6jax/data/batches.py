@@ -1,10 +1,8 @@
 """Batches of token windows, read by Grain."""
 
 import functools
-import math
 import multiprocessing
 import multiprocessing.connection
-import numbers
 import os
 import pathlib
 import sys
@@ -15,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from t6jax.arguments import integer, number
 from t6jax.data.shards import OPEN_SHARDS, Windows, find_shards
 from t6jax.errors import InputError
 from t6jax.extras import needs
+from t6jax.fields import Range
 
 with needs("data"):
     import grain
@@ -64,8 +64,7 @@ def training_batches(
     index = jax.process_index() if process_index is None else process_index
     processes = jax.process_count() if process_count is None else process_count
     _check_counts(batch_size, context_length, vocab_size)
-    if num_workers < 0:
-        raise InputError(f"num_workers must be at least 0; got {num_workers}")
+    integer("num_workers", num_workers, Range(low=0))
     if batch_size % processes:
         raise InputError(f"batch_size={batch_size} must be a multiple of the {processes} processes")
 
@@ -105,8 +104,8 @@ def validation_batches(
     """
 
     _check_counts(batch_size, context_length, vocab_size)
-    if max_batches is not None and max_batches < 1:
-        raise InputError(f"max_batches must be at least 1; got {max_batches}")
+    if max_batches is not None:
+        integer("max_batches", max_batches, Range(low=1))
 
     def order(_: int, windows: Windows) -> grain.MapDataset:
         return grain.MapDataset.source(windows).shuffle(seed=0)
@@ -192,13 +191,9 @@ class Batches:
 
 
 def _check_counts(batch_size: int, context_length: int, vocab_size: int) -> None:
-    for name, value in (
-        ("batch_size", batch_size),
-        ("context_length", context_length),
-        ("vocab_size", vocab_size),
-    ):
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise InputError(f"{name} must be an integer of at least 1; got {value!r}")
+    integer("batch_size", batch_size, Range(low=1))
+    integer("context_length", context_length, Range(low=1))
+    integer("vocab_size", vocab_size, Range(low=1))
 
 
 def _mixture(
@@ -206,9 +201,7 @@ def _mixture(
 ) -> grain.MapDataset:
     sources = [(sources, 1.0)] if isinstance(sources, pathlib.Path) else sources
     for folder, weight in sources:
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight <= 0:
-            raise InputError(f"the weight of {folder} must be a number above 0; got {weight!r}")
+        number(f"the weight of {folder}", weight, Range(above=0))
     if not sources:
         raise InputError("sources is empty: give a folder of shards, or several with weights")
     open_shards = max(1, OPEN_SHARDS // len(sources))

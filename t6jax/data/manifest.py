@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from t6jax.data.sealed_json import read_sealed
 from t6jax.data.shards import find_shards, shard_header
 from t6jax.data.tokenizers import (
     GPT2,
@@ -20,6 +19,7 @@ from t6jax.data.tokenizers import (
 )
 from t6jax.errors import InputError
 from t6jax.files import read_regular
+from t6jax.sealed_json import read_sealed
 
 MANIFEST = "manifest.json"
 FORMAT = "llm.c token shards (magic 20240520)"

@@ -21,7 +21,6 @@ from t6jax.data.executors import EXECUTORS, Producer, check_executor, make_produ
 from t6jax.data.manifest import FORMAT, MANIFEST, read_manifest
 from t6jax.data.records import TEXT_KEY
 from t6jax.data.remote import shown
-from t6jax.data.sealed_json import write_sealed
 from t6jax.data.shard_writer import STATE, ShardWriter
 from t6jax.data.shards import MAX_TOKENS, version_for
 from t6jax.data.sources import REMOTE_UNITS, UNIT_BYTES, Plan, make_plan
@@ -38,6 +37,7 @@ from t6jax.data.tokenized import (
 from t6jax.data.tokenizers import Tokenizer, get_tokenizer
 from t6jax.errors import InputError
 from t6jax.files import exclusive_lock, writing
+from t6jax.sealed_json import write_sealed
 
 SHARD_TOKENS = 10**8
 LOCK = "lock"

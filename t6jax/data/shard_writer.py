@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t6jax.data.manifest import file_crc32
-from t6jax.data.sealed_json import read_sealed, write_sealed
 from t6jax.data.shards import write_shard
 from t6jax.data.tokenized import TokenizedUnit, unit_path
 from t6jax.errors import InputError
 from t6jax.files import writing
+from t6jax.sealed_json import read_sealed, write_sealed
 
 STATE = "state.json"
 SPLITS = ("val", "train")

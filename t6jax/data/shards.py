@@ -84,12 +84,6 @@ def shard_header(path: pathlib.Path) -> tuple[int, int]:
         return _header(path, file)
 
 
-def open_shard(path: pathlib.Path) -> np.ndarray:
-    """The tokens of a shard, memory-mapped. Raises InputError as `shard_header` does."""
-    version, _ = shard_header(path)
-    return np.memmap(path, np.uint8, "r")[HEADER_BYTES:].view(DTYPES[version])
-
-
 def find_shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The shards of a split ("train" or "val") in a folder, sorted.
 

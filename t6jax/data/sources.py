@@ -126,14 +126,7 @@ def make_plan(
                 "is plain text: leave it out"
             )
         return _text_plan(folder, validation_fraction, validation_bytes, unit_bytes, excluded)
-    if remote.is_remote(folder):
-        unit_bytes *= REMOTE_UNITS
-    ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
-    with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
-        ranges = pool.map(
-            lambda f: _first(lambda: ranges_of(folder, f[0], f[1], unit_bytes, text_key)), files
-        )
-        units = [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
+    units = _record_units(kind, folder, files, unit_bytes, text_key)
     if not units:
         raise InputError(f"data.source={remote.shown(source)!r} holds no text")
     return Plan(
@@ -158,12 +151,12 @@ def read_texts(source: str, text_key: str = records.TEXT_KEY) -> Iterator[bytes]
     Raises:
         InputError: if the source does not exist, holds no text, or cannot be read.
     """
-    kind, folder, _ = _find(source, "", text_key, ())
+    kind, folder, files = _find(source, "", text_key, ())
     if kind == TEXT:
         texts = (document.read() for document in documents(folder))
     else:
-        plan = make_plan(source, validation_fraction=0.5, validation_bytes=0, text_key=text_key)
-        texts = (text for unit in plan.units for text in read_unit(plan, unit))
+        units = _record_units(kind, folder, files, UNIT_BYTES, text_key)
+        texts = (text for unit in units for text in _records(kind, folder, unit, text_key) if text)
     empty = True
     for text in texts:
         empty = False
@@ -187,11 +180,29 @@ def read_unit(plan: Plan, unit: Unit) -> Iterator[bytes]:
             plan.fingerprint,
         )
         texts = (document.read() for document in found[unit.start : unit.stop])
-    elif plan.kind == PARQUET:
-        texts = records.read_parquet(plan.folder, *unit[:3], plan.text_key)
     else:
-        texts = records.read_jsonl(plan.folder, *unit[:3], plan.text_key)
+        texts = _records(plan.kind, plan.folder, unit, plan.text_key)
     return (text for text in texts if text)
+
+
+def _records(kind: str, folder: str, unit: Unit, text_key: str) -> Iterator[bytes | None]:
+    """The texts of a unit of a Parquet or JSONL file."""
+    read = records.read_parquet if kind == PARQUET else records.read_jsonl
+    return read(folder, *unit[:3], text_key)
+
+
+def _record_units(
+    kind: str, folder: str, files: list[tuple[str, int]], unit_bytes: int, text_key: str
+) -> list[Unit]:
+    """The units of Parquet or JSONL files, in order."""
+    if remote.is_remote(folder):
+        unit_bytes *= REMOTE_UNITS
+    ranges_of = records.parquet_ranges if kind == PARQUET else records.jsonl_ranges
+    with ThreadPoolExecutor(16) as pool:  # over a network each file takes a while to open
+        ranges = pool.map(
+            lambda f: _first(lambda: ranges_of(folder, f[0], f[1], unit_bytes, text_key)), files
+        )
+        return [Unit(name, *r) for (name, _), rs in zip(files, ranges, strict=True) for r in rs]
 
 
 _first = functools.partial(remote.with_retries, attempts=remote.FIRST_ATTEMPTS)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t6jax.data.remote import shown, with_retries
-from t6jax.data.sealed_json import read_sealed
 from t6jax.data.shards import DTYPES, version_for
 from t6jax.data.sources import Plan, read_unit
 from t6jax.data.tokenizers import Tokenizer, kept_tokenizer
 from t6jax.errors import InputError
 from t6jax.files import atomic_file, writing
+from t6jax.sealed_json import read_sealed
 
 PLAN = "plan.json"
 SETTINGS = "settings.json"

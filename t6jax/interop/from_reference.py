@@ -4,7 +4,6 @@ usage: python -m t6jax.interop.from_reference CHECKPOINT_DIR OUT_DIR [--rope_tab
     [--tokenizer=gpt2]
 """
 
-import json
 import pathlib
 import pickle
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from t6jax.config import DTYPES
 from t6jax.data.tokenizers import NAMES, get_tokenizer
 from t6jax.errors import InputError
 from t6jax.extras import needs
-from t6jax.files import atomic_folder
+from t6jax.files import atomic_folder, read_json
 from t6jax.interop.reference import from_reference
 from t6jax.runs import CHECKPOINTS, PARAMETERS, write_checksums, write_config
 
@@ -72,23 +71,6 @@ def convert(
         write_checksums(folder / CHECKPOINTS / STEP, config)
         write_config(folder, config)
     return f"{out}: {model.config.attention.name}, {model.config.parameter_count:,} parameters"
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """Reads a JSON object.
-
-    Raises:
-      InputError: if the file cannot be read or holds anything else.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except OSError as e:
-        raise InputError(f"{path} cannot be read: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path} is not valid JSON: {e}") from e
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return values
 
 
 def read_parameters(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:

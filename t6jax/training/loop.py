@@ -16,7 +16,7 @@ from t6jax.data.batches import Batches, training_batches, validation_batches
 from t6jax.data.corpus import keep_tokenizer, load_corpus, prepare_missing
 from t6jax.errors import InputError
 from t6jax.evaluation.validation import entropies, report, validation_loss
-from t6jax.files import exclusive_lock
+from t6jax.files import exclusive_lock, writing
 from t6jax.parallel import processes
 from t6jax.parallel.mesh import batch_sharding
 from t6jax.parallel.processes import Stop
@@ -99,7 +99,7 @@ def _train(
     trainer = Trainer(config, mesh, corpus.document_start if config.data.document_masking else None)
 
     def write() -> None:  # from here on the directory is this config's
-        with _writable(workdir):
+        with writing(workdir):
             write_config(workdir, config.to_dict())
             keep_tokenizer(workdir, corpus, config.data.tokenizer, say)
 
@@ -112,11 +112,11 @@ def _train(
 
     with out_of_memory(config), contextlib.ExitStack() as stack:
         stack.callback(batches.close)
-        with _writable(workdir):
+        with writing(workdir):
             checkpoints = stack.enter_context(Checkpoints(workdir, config))
         restored = checkpoints.restore_newest(trainer.abstract_arrays(), batches)
         start, state = restored or (0, trainer.create(jax.random.key(config.seed)))
-        with _writable(workdir):
+        with writing(workdir):
             log = stack.enter_context(MetricsLog(workdir, start, config.log.tensorboard))
         say(f"{model.parameter_count:,} parameters; data in {corpus}; run in {workdir}")
         if restored:
@@ -298,18 +298,6 @@ class _Loop:
         left = (total - step) / self._rate if self._rate else None
         self._say(progress_line(step, total, values, left))
         self._clock, self._counted, self._waited = now, step, 0.0
-
-
-@contextlib.contextmanager
-def _writable(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write there into an InputError."""
-    try:
-        yield
-    except OSError as e:
-        raise InputError(
-            f"{e.filename or workdir} cannot be written: {e.strerror or e}; make room there, or "
-            "give another --workdir"
-        ) from e
 
 
 def _refuse_another_config(config: RunConfig, workdir: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t6jax.data.shards import find_shards, open_shard
+from t6jax.data.shards import DTYPES, HEADER_BYTES, find_shards, shard_header
 
 WORDS = [
     "the",
@@ -70,6 +70,12 @@ def write_jsonl(path: pathlib.Path, texts: list[str | None]) -> None:
         path.write_bytes(pa.compress(lines, "zstd", asbytes=True))
     else:
         path.write_bytes(lines)
+
+
+def open_shard(path: pathlib.Path) -> np.ndarray:
+    """The tokens of a shard as llm.c reads them, without checksums."""
+    version, _ = shard_header(path)
+    return np.fromfile(path, DTYPES[version], offset=HEADER_BYTES)
 
 
 def all_tokens(folder: pathlib.Path) -> list[int]:

@@ -251,11 +251,11 @@ def test_shards_without_checksums_are_read_without(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
-        ({"batch_size": -4}, "batch_size must be an integer of at least 1; got -4"),
-        ({"context_length": 0}, "context_length must be an integer of at least 1; got 0"),
-        ({"vocab_size": "9"}, "vocab_size must be an integer of at least 1; got '9'"),
-        ({"num_workers": -1}, "num_workers must be at least 0; got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer, at least 1; got 0"),
+        ({"batch_size": -4}, "batch_size must be an integer, at least 1; got -4"),
+        ({"context_length": 0}, "context_length must be an integer, at least 1; got 0"),
+        ({"vocab_size": "9"}, "vocab_size must be an integer, at least 1; got '9'"),
+        ({"num_workers": -1}, "num_workers must be an integer, at least 0; got -1"),
     ],
 )
 def test_counts_that_cannot_be_are_named(folder, options, message):
@@ -264,13 +264,13 @@ def test_counts_that_cannot_be_are_named(folder, options, message):
     if "num_workers" not in options:
         with pytest.raises(InputError, match=message):
             validation_batches(folder, **WINDOWS | options)
-    with pytest.raises(InputError, match="max_batches must be at least 1; got 0"):
+    with pytest.raises(InputError, match="max_batches must be an integer, at least 1; got 0"):
         validation_batches(folder, max_batches=0, **WINDOWS)
 
 
 @pytest.mark.parametrize("weight", ["1", 0, -1.0, float("nan"), float("inf"), None, True])
 def test_a_weight_that_is_no_share_is_named(folder, weight):
-    with pytest.raises(InputError, match="the weight of .* must be a number above 0; got"):
+    with pytest.raises(InputError, match="the weight of .* must be a finite number, above 0; got"):
         training_batches([(folder, 1.0), (folder, weight)], seed=0, **WINDOWS)
 
 

@@ -14,15 +14,15 @@ import time
 import numpy as np
 import pytest
 
-from t6jax import InputError
+from t6jax import InputError, sealed_json
 from t6jax.command_line import exit_status
 from t6jax.data import prepare as prepare_module
-from t6jax.data import sealed_json, tokenized
 from t6jax.data import shards as shards_module
+from t6jax.data import tokenized
 from t6jax.data.documents import documents, split
 from t6jax.data.manifest import MANIFEST, check_data, read_manifest
 from t6jax.data.prepare import main, prepare
-from t6jax.data.shards import find_shards, open_shard
+from t6jax.data.shards import find_shards
 from t6jax.data.tokenizers import ByteTokenizer
 from t6jax.files import exclusive_lock, write_atomically
 from tests.conftest import process_options
@@ -35,13 +35,13 @@ def test_shards_hold_every_document_after_a_start_token(texts, tmp_path):
     training, validation = split(documents(str(texts)), 0.25)
     for name, want in (("train", training), ("val", validation)):
         shards = find_shards(out, name)
-        tokens = np.concatenate([open_shard(p) for p in shards])
+        tokens = np.concatenate([corpora.open_shard(p) for p in shards])
         assert tokens.tolist() == [t for d in want for t in (256, *d.read())]
         assert manifest[name]["documents"] == len(want)
         assert manifest[name]["bytes"] == sum(d.size for d in want)
         assert manifest[name]["tokens"] == len(tokens)
         assert [s["tokens"] for s in manifest[name]["shards"]] == [
-            len(open_shard(p)) for p in shards
+            len(corpora.open_shard(p)) for p in shards
         ]
         assert all(s["tokens"] == 5000 for s in manifest[name]["shards"][:-1])
     assert len(find_shards(out, "train")) > 2
@@ -109,7 +109,7 @@ def test_what_fits_in_one_shard_is_cut_between_documents(parquet, tmp_path):
     assert corpora.all_tokens(tmp_path / "out") == corpora.byte_tokens(found)
     share = manifest["val"]["tokens"] / (manifest["val"]["tokens"] + manifest["train"]["tokens"])
     assert 0.05 < share < 0.15
-    assert open_shard(tmp_path / "out" / "train_000001.bin")[0] == 256
+    assert corpora.open_shard(tmp_path / "out" / "train_000001.bin")[0] == 256
     assert manifest["val"]["documents"] + manifest["train"]["documents"] == len(found)
 
 

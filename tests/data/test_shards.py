@@ -15,10 +15,10 @@ from t6jax.data.shards import (
     Windows,
     checked_tokens,
     find_shards,
-    open_shard,
     shard_header,
     write_shard,
 )
+from tests.data.corpora import open_shard
 
 
 def test_the_format_is_llm_cs(tmp_path):

@@ -243,7 +243,7 @@ def test_a_manifest_that_is_none_is_named(folder, edit, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[]", "manifest.json is no JSON object, but list"),
+        (b"[]", "manifest.json must hold a JSON object, not list"),
         (b"\xff", "manifest.json is not valid JSON"),
         (b"[" * 100_000, "manifest.json is not valid JSON"),
         (b"", "manifest.json is not valid JSON"),

@@ -118,7 +118,7 @@ def test_broken_files_are_named(checkpoint, tmp_path):
     with pytest.raises(InputError, match=r"config\.json must hold a JSON object, not list"):
         convert(checkpoint, tmp_path / "run", **OPTIONS)
     (checkpoint / "config.json").unlink()
-    with pytest.raises(InputError, match=r"config\.json cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"config\.json is missing"):
         convert(checkpoint, tmp_path / "run", **OPTIONS)
 
 

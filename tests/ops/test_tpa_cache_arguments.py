@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from t6jax import InputError
+from t6jax.arguments import integers
 from t6jax.ops.token_cache import TokenCache
 from t6jax.ops.tpa_cache import TPACache
 from t6jax.ops.tpa_factors import TPAEntry
@@ -105,3 +106,8 @@ def test_an_entry_of_a_tokens_cache_must_have_its_shape():
     for shape in ((2, 1, 1, 8), (2, 1, 3, 1), (1, 1, 3, 8)):
         with pytest.raises(InputError, match=r"but the cache asks for \[2, T, 3, 8\]"):
             cache.append({"k": jnp.ones(shape)}, jnp.zeros(2, jnp.int32))
+
+
+def test_an_array_of_jax_stays_where_it_is():
+    starts = jnp.array([3, 0], jnp.int32)
+    assert integers("starts", starts, 2) is starts  # not by way of the host

@@ -81,7 +81,7 @@ def test_what_was_saved_is_restored_without_a_warning(saved, recwarn):
 def test_every_file_of_a_step_is_covered(workdir):
     folder = workdir / CHECKPOINTS / "6"
     files = [p for p in folder.rglob("*") if p.is_file() and p.name != NAME]
-    covered = json.loads((folder / NAME).read_text())["content"]["files"]
+    covered = json.loads((folder / NAME).read_text())["files"]
     assert {p.relative_to(folder).as_posix() for p in files} == set(covered)
     assert len(files) > 10
 

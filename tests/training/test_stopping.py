@@ -158,5 +158,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_after_saving(run_config, tmp_pat
     assert f"saved at step {step};" in str(raised.value) and step <= 3 + loop.LAG
     # and a directory that cannot be written, before anything is trained
     monkeypatch.setattr(loop, "write_config", full)
-    with pytest.raises(InputError, match=f"{tmp_path} cannot be written: No space left on device"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path} cannot be written \(No space left on device\)"
+    ):
         loop.train(RunConfig.from_dict(run_config), tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t6jax.errors import InputError
-from t6jax.files import read_regular, write_atomically
+from t6jax.files import json_object, read_regular, write_atomically
 
 CHECKSUM = "checksum"  # the key: SHA-256 of the other keys' values
 
@@ -29,19 +29,25 @@ def read_sealed(path: pathlib.Path, remedy: str, *, required: bool = True) -> di
     Raises:
         InputError: the file cannot be read, is no JSON object, or is not as it was written.
     """
+    data = read_regular(path)
     try:
-        values = json.loads(read_regular(path))
-    except (ValueError, RecursionError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{path} is not valid JSON ({e}): {remedy}") from e
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is no JSON object, but {type(values).__name__}: {remedy}")
+        return unsealed(data, required=required)
+    except ValueError as e:
+        raise InputError(f"{path} {e}: {remedy}") from e
+
+
+def unsealed(data: bytes, *, required: bool = True) -> dict[str, Any]:
+    """The JSON object that a file's bytes hold, as `read_sealed` gives it.
+
+    Raises:
+        ValueError: they are no JSON object, or not as they were written; it says which.
+    """
+    values = json_object(data)
     checksum = values.pop(CHECKSUM, None)
     if checksum is None and not required:
         return values
     if checksum != _checksum(values):
-        raise InputError(f"{path} is damaged, its checksum does not match: {remedy}")
+        raise ValueError("is damaged, its checksum does not match")
     return values
 
 
